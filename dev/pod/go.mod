@@ -1,0 +1,3 @@
+module backlot.dev/dev/pod
+
+go 1.26
