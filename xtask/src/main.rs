@@ -1,5 +1,7 @@
 //! Developer commands of Backlot: the local cluster, images, generated files, benchmarks, the demo.
 
+mod image;
+
 use clap::{Parser, Subcommand};
 
 /// Developer commands of Backlot.
@@ -11,8 +13,14 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    /// Container images: build, list, load into a cluster, test.
+    #[command(subcommand)]
+    Image(image::Command),
+}
 
 fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {}
+    match Arguments::parse().command {
+        Command::Image(command) => image::run(command),
+    }
 }

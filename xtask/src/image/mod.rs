@@ -1,0 +1,70 @@
+//! Container images on a machine without a container engine and without a registry.
+//!
+//! Every image is an ordinary Containerfile, so the same folders build anywhere. Here they are built by podman in a store of the
+//! project's own under the cache, on a Debian base made from packages. The machine's own engine configuration is never
+//! touched, and one lock keeps several checkouts on one machine apart.
+
+mod archive;
+mod base;
+mod binaries;
+mod build;
+mod engine;
+mod list;
+mod load;
+mod packages;
+mod process;
+mod source;
+mod store;
+
+use clap::Subcommand;
+
+pub use build::{build, build_all};
+pub use load::load;
+pub use store::Store;
+
+/// What can be done with images.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Build images, or say that they are built, and print their digests.
+    Build {
+        /// Folder names: `images/NAME`, `dev/images/NAME`, or `operator`.
+        #[arg(required_unless_present = "all")]
+        names: Vec<String>,
+        /// Build every image of the checkout.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show every image of the checkout with its reference pinned by digest.
+    List {
+        /// Print JSON, for scripts.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build images and give them to every node of a local cluster, under their tag and under their digest.
+    Load {
+        /// Folder names, as for `build`.
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Name of the local cluster.
+        #[arg(long, default_value = "dev")]
+        cluster: String,
+    },
+    /// Run the container engine on the project's own store, for instance `cargo xtask image engine images`.
+    Engine {
+        /// Arguments of the engine.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+/// Runs one of the image commands.
+pub fn run(command: Command) -> anyhow::Result<()> {
+    let store = Store::open()?;
+    match command {
+        Command::Build { all: true, .. } => build_all(&store).map(drop),
+        Command::Build { names, all: false } => names.iter().try_for_each(|name| build(&store, name).map(drop)),
+        Command::List { json } => list::list(&store, json),
+        Command::Load { names, cluster } => names.iter().try_for_each(|name| load(&store, &cluster, name).map(drop)),
+        Command::Engine { arguments } => engine::Engine::ready(&store)?.interactive(&arguments),
+    }
+}
