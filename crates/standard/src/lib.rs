@@ -5,6 +5,7 @@
 //! The normative text is `standard/SPEC.md`; section numbers in the docstrings refer to it.
 
 pub mod config;
+pub mod environment;
 pub mod layout;
 pub mod manifest;
 pub mod operation;
