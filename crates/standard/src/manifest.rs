@@ -353,7 +353,7 @@ impl Default for Generate {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Binding {
-    /// Value of the key `type`, e.g. `postgresql`.
+    /// Value of the key `type`, e.g. `acme`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Name of the port that applications use.
