@@ -1,0 +1,148 @@
+//! The cluster for development and tests: `cargo xtask cluster …`.
+//!
+//! By default that is a three-node Kubernetes of our own on this machine. With `CLUSTER=current` the commands use the cluster of the
+//! current kubeconfig, with `CLUSTER=kind` one that kind makes; what these cannot do is refused with the reason.
+
+mod build;
+mod certificates;
+mod cgroup;
+mod control_plane;
+mod down;
+mod faults;
+mod images;
+mod kubectl;
+mod layout;
+mod network;
+mod node;
+mod packages;
+mod process;
+mod progress;
+mod run;
+mod slots;
+mod status;
+mod up;
+
+use std::path::PathBuf;
+use std::process::Command as Process;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+
+use control_plane::Options;
+use kubectl::Kubectl;
+use layout::Layout;
+
+/// Which cluster.
+#[derive(Args, Debug)]
+pub struct Which {
+    /// The cluster's name; clusters of different names share nothing.
+    #[arg(long, env = "BACKLOT_CLUSTER", default_value = "dev", global = true)]
+    name: String,
+}
+
+/// `cargo xtask cluster …`
+#[derive(Args, Debug)]
+pub struct Arguments {
+    #[command(flatten)]
+    which: Which,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do with the cluster.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build and start the cluster, or start what of it does not run.
+    Up {
+        /// Let etcd wait for the disk on every write: slower, and survives a power cut.
+        #[arg(long)]
+        fsync: bool,
+    },
+    /// Remove the cluster and all its data.
+    Down,
+    /// Show what runs; fails when something does not.
+    Status,
+    /// Print the shell commands that set KUBECONFIG and PATH for the cluster.
+    Env,
+    /// Run kubectl on the cluster.
+    #[command(disable_help_flag = true)]
+    Kubectl {
+        /// What kubectl is given.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Import image archives (docker or OCI) into every node.
+    LoadImage {
+        /// The archives.
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
+    },
+    /// Kill all processes of a node and cut its network, as a power cut would.
+    KillNode {
+        /// The node.
+        node: String,
+    },
+    /// Start a killed node again.
+    RestoreNode {
+        /// The node.
+        node: String,
+    },
+    /// Cut a node off from the network; its processes go on.
+    Partition {
+        /// The node.
+        node: String,
+    },
+    /// Connect a node again.
+    Heal {
+        /// The node.
+        node: String,
+    },
+    /// Run the CSI project's conformance suite on the storage driver.
+    CsiSanity,
+}
+
+/// Runs a cluster command.
+pub fn run(arguments: Arguments) -> Result<()> {
+    let layout = Layout::new(&arguments.which.name)?;
+    match arguments.command {
+        Command::Up { fsync } => up::up(&layout, Options { fsync }),
+        Command::Down => down::down(&layout),
+        Command::Status => status::status(&layout),
+        Command::Env => {
+            println!("export KUBECONFIG={}", layout.kubeconfig().display());
+            println!("export PATH={}:$PATH", layout.programs().display());
+            Ok(())
+        }
+        Command::Kubectl { arguments } => {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            become_process(&mut Kubectl::new(&layout).command(&arguments))
+        }
+        Command::LoadImage { archives } => archives.iter().try_for_each(|archive| {
+            progress::step(&format!("load {}", archive.display()), || images::load(&layout, archive))
+        }),
+        Command::KillNode { node } => faults::kill_node(&layout.node(&node)?),
+        Command::RestoreNode { node } => faults::restore_node(&layout.node(&node)?, Options { fsync: false }),
+        Command::Partition { node } => faults::partition(&layout.node(&node)?),
+        Command::Heal { node } => faults::heal(&layout.node(&node)?),
+        Command::CsiSanity => csi_sanity(),
+    }
+}
+
+/// Becomes another program, so that signals, terminal and exit code are its own.
+fn become_process(command: &mut Process) -> Result<()> {
+    use std::os::unix::process::CommandExt as _;
+    Err(command.exec()).with_context(|| format!("start {}", command.get_program().display()))
+}
+
+fn csi_sanity() -> Result<()> {
+    packages::ensure()?;
+    let status = Process::new("go")
+        .current_dir(layout::checkout().join("dev/csi"))
+        .args(["test", "-count=1", "-v", "./..."])
+        .status()
+        .context("start go")?;
+    if !status.success() {
+        bail!("the storage driver failed its tests");
+    }
+    Ok(())
+}
