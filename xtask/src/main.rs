@@ -1,5 +1,6 @@
 //! Developer commands of Backlot: the local cluster, images, generated files, benchmarks, the demo.
 
+mod cluster;
 mod image;
 
 use clap::{Parser, Subcommand};
@@ -14,6 +15,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The cluster for development and tests.
+    Cluster(cluster::Arguments),
     /// Container images: build, list, load into a cluster, test.
     #[command(subcommand)]
     Image(image::Command),
@@ -21,6 +24,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
+        Command::Cluster(arguments) => cluster::run(arguments),
         Command::Image(command) => image::run(command),
     }
 }

@@ -57,13 +57,15 @@ impl Authority {
         identity(&self.directory, "ca")
     }
 
-    /// The key that signs service account tokens.
-    pub fn token_key(&self) -> Result<PathBuf> {
-        let path = self.directory.join("service-accounts.key");
-        if !path.exists() {
-            write_secret(&path, &KeyPair::generate().context("make the token key")?.serialize_pem())?;
+    /// The keys that sign and check service account tokens: private, public.
+    pub fn token_keys(&self) -> Result<(PathBuf, PathBuf)> {
+        let [private, public] = ["key", "pub"].map(|kind| self.directory.join(format!("service-accounts.{kind}")));
+        if !public.exists() {
+            let key = KeyPair::generate().context("make the token key")?;
+            write_secret(&private, &key.serialize_pem())?;
+            write(&public, key.public_key_pem())?;
         }
-        Ok(path)
+        Ok((private, public))
     }
 
     /// The API server's certificate.

@@ -126,7 +126,7 @@ fn api_server(layout: &Layout, authority: &Authority, outside: IpAddr) -> Result
     let server = authority.api_server(outside)?;
     let client = authority.client("kubelet-client", "kube-apiserver", ADMINISTRATORS)?;
     let root = authority.files();
-    let tokens = authority.token_key()?;
+    let (signing, checking) = authority.token_keys()?;
     let file = |flag: &str, path: &Path| format!("--{flag}={}", path.display());
     let arguments = vec![
         "--etcd-servers=http://127.0.0.1:2379".to_owned(),
@@ -146,8 +146,8 @@ fn api_server(layout: &Layout, authority: &Authority, outside: IpAddr) -> Result
         file("kubelet-certificate-authority", &root.certificate),
         file("kubelet-client-certificate", &client.certificate),
         file("kubelet-client-key", &client.key),
-        file("service-account-key-file", &tokens),
-        file("service-account-signing-key-file", &tokens),
+        file("service-account-key-file", &checking),
+        file("service-account-signing-key-file", &signing),
     ];
     Ok(daemon(layout, "kube-apiserver", "kube-apiserver", arguments))
 }
@@ -165,7 +165,7 @@ fn controller_manager(layout: &Layout, authority: &Authority) -> Result<Daemon> 
         "--use-service-account-credentials=true".to_owned(),
         "--node-monitor-period=2s".to_owned(),
         "--node-monitor-grace-period=20s".to_owned(),
-        format!("--service-account-private-key-file={}", authority.token_key()?.display()),
+        format!("--service-account-private-key-file={}", authority.token_keys()?.0.display()),
         format!("--root-ca-file={}", root.certificate.display()),
         format!("--cluster-signing-cert-file={}", root.certificate.display()),
         format!("--cluster-signing-key-file={}", root.key.display()),
