@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
+use super::archive::Built;
 use super::packages;
 use super::process;
 use super::store::{self, Store};
@@ -79,6 +80,16 @@ impl Engine {
             Some(1) => Ok(false),
             _ => bail!("cannot look for {reference} in the image store: {} images", self.wrapper.display()),
         }
+    }
+
+    /// Makes sure that the store has a built image under its content hash; the store may be younger than the archive.
+    pub fn give(&self, built: &Built) -> Result<()> {
+        let by_content = format!("{}:{}", built.repository(), built.hash);
+        if !self.has(&by_content)? {
+            process::capture(self.command_with_policy(&["load", "--quiet", "--input"]).arg(&built.archive))?;
+            process::capture(&mut self.command(&["tag", &built.reference, &by_content]))?;
+        }
+        Ok(())
     }
 
     /// One field of an image, given as a template.

@@ -15,6 +15,9 @@ mod packages;
 mod process;
 mod source;
 mod store;
+mod trial;
+
+use std::time::Duration;
 
 use clap::Subcommand;
 
@@ -49,6 +52,27 @@ pub enum Command {
         #[arg(long, default_value = "dev")]
         cluster: String,
     },
+    /// Build images and run their own tests, without Kubernetes.
+    Test {
+        /// Folder names, as for `build`.
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// User id of the members; one that the images do not know.
+        #[arg(long, default_value_t = 54_321)]
+        uid: u32,
+        /// Leave containers and files for a look.
+        #[arg(long)]
+        keep: bool,
+        /// Show every call of a verb.
+        #[arg(long)]
+        verbose: bool,
+        /// Longest time of one image's tests, in seconds.
+        #[arg(long, default_value_t = 900)]
+        limit: u64,
+    },
+    /// The command `db` of test scripts; see images/README.md.
+    #[command(subcommand, hide = true)]
+    Db(trial::Command),
     /// Run the container engine on the project's own store, for instance `cargo xtask image engine images`.
     Engine {
         /// Arguments of the engine.
@@ -65,6 +89,11 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Build { names, all: false } => names.iter().try_for_each(|name| build(&store, name).map(drop)),
         Command::List { json } => list::list(&store, json),
         Command::Load { names, cluster } => names.iter().try_for_each(|name| load(&store, &cluster, name).map(drop)),
+        Command::Test { names, uid, keep, verbose, limit } => {
+            let options = trial::Options { uid, keep, verbose, limit: Duration::from_secs(limit) };
+            names.iter().try_for_each(|name| trial::run(&store, name, &options))
+        }
+        Command::Db(command) => trial::dispatch(command),
         Command::Engine { arguments } => engine::Engine::ready(&store)?.interactive(&arguments),
     }
 }
