@@ -9,11 +9,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use sha2::{Digest as _, Sha256};
 
 use super::layout::{Layout, cache, checkout};
 use super::progress::{note, seconds};
-use super::run::{installed, words};
+use super::run::{digest, installed, words};
 use super::slots::exclusive;
 
 /// The version that the Kubernetes programs report; `dev/kubernetes/go.mod` requires the same.
@@ -41,7 +40,15 @@ const MODULES: [Module; 4] = [
     Module {
         name: "kubernetes",
         packages: &[".", "helm.sh/helm/v3/cmd/helm"],
-        links: &["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl"],
+        links: &[
+            "etcd",
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kube-proxy",
+            "kubelet",
+            "kubectl",
+        ],
     },
 ];
 
@@ -116,7 +123,11 @@ fn compile(module: &Module, source: &Path, target: &Path) -> Result<()> {
         if line.starts_with("go: downloading") || !line.contains(' ') {
             compiled += u32::from(!line.contains(' '));
             if shown.elapsed() > EVERY {
-                note(&format!("  {}: {compiled} packages so far, {} ({line})", module.name, seconds(started.elapsed())));
+                note(&format!(
+                    "  {}: {compiled} packages so far, {} ({line})",
+                    module.name,
+                    seconds(started.elapsed())
+                ));
                 shown = Instant::now();
             }
         } else {
@@ -136,14 +147,13 @@ fn hash(module: &Module, source: &Path, go: &str) -> Result<String> {
     let mut files = Vec::new();
     collect(source, &mut files)?;
     files.sort();
-    let mut sum = Sha256::new();
-    sum.update(format!("{go} {KUBERNETES} {:?} {:?}", module.packages, module.links));
+    let mut all = format!("{go} {KUBERNETES} {:?} {:?}\n", module.packages, module.links).into_bytes();
     for file in files {
         let content = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-        sum.update(format!("{} {}\n", file.strip_prefix(source).unwrap_or(&file).display(), content.len()));
-        sum.update(content);
+        all.extend(format!("{} {}\n", file.strip_prefix(source).unwrap_or(&file).display(), content.len()).bytes());
+        all.extend(content);
     }
-    Ok(sum.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+    Ok(digest(all)[..16].to_owned())
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
@@ -152,7 +162,9 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir() {
             collect(&path, files)?;
-        } else if (name.ends_with(".go") && !name.ends_with("_test.go")) || name == "go.mod" || name == "go.sum" {
+        } else if !name.ends_with("_test.go")
+            && path.extension().is_some_and(|kind| ["go", "mod", "sum"].iter().any(|known| kind == *known))
+        {
             files.push(path);
         }
     }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
 };
 
 use super::layout::{API_SERVICE, CONTROL_PLANE, Layout};
@@ -43,12 +43,14 @@ impl Authority {
             let key = KeyPair::generate().context("make the authority's key")?;
             let mut params = params("backlot-development-cluster", None);
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+            params.key_usages =
+                vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
             let certificate = params.self_signed(&key).context("sign the authority's certificate")?;
             store(&files, &certificate.pem(), &key.serialize_pem())?;
         }
         let key = KeyPair::from_pem(&read(&files.key)?).context("read the authority's key")?;
-        let issuer = Issuer::from_ca_cert_pem(&read(&files.certificate)?, key).context("read the authority's certificate")?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&read(&files.certificate)?, key).context("read the authority's certificate")?;
         Ok(Self { directory, issuer })
     }
 
@@ -62,7 +64,7 @@ impl Authority {
         let [private, public] = ["key", "pub"].map(|kind| self.directory.join(format!("service-accounts.{kind}")));
         if !public.exists() {
             let key = KeyPair::generate().context("make the token key")?;
-            write_secret(&private, &key.serialize_pem())?;
+            write(&private, key.serialize_pem())?;
             write(&public, key.public_key_pem())?;
         }
         Ok((private, public))
@@ -70,17 +72,27 @@ impl Authority {
 
     /// The API server's certificate.
     pub fn api_server(&self, outside: IpAddr) -> Result<Identity> {
-        let mut names: Vec<String> =
-            ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"]
-                .map(String::from)
-                .to_vec();
+        let mut names: Vec<String> = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+            "localhost",
+        ]
+        .map(String::from)
+        .to_vec();
         names.extend([outside.to_string(), CONTROL_PLANE.to_string(), API_SERVICE.to_string(), "127.0.0.1".to_owned()]);
         self.issue("kube-apiserver", "kube-apiserver", None, &names)
     }
 
     /// A kubelet's server certificate.
     pub fn kubelet_server(&self, node: &str, address: IpAddr) -> Result<Identity> {
-        self.issue(&format!("{node}-server"), &format!("system:node:{node}"), Some("system:nodes"), &[node.to_owned(), address.to_string()])
+        self.issue(
+            &format!("{node}-server"),
+            &format!("system:node:{node}"),
+            Some("system:nodes"),
+            &[node.to_owned(), address.to_string()],
+        )
     }
 
     /// A client's certificate: `user` in `group`.
@@ -93,14 +105,19 @@ impl Authority {
         let file = user.replace(':', "-");
         let path = self.directory.join(format!("{file}.kubeconfig"));
         let content = self.kubeconfig_text(&file, user, group, server, "backlot")?;
-        if fs::read_to_string(&path).ok().as_deref() != Some(&content) {
-            write_secret(&path, &content)?;
-        }
+        write(&path, content)?;
         Ok(path)
     }
 
     /// The text of a kubeconfig. JSON is YAML.
-    pub fn kubeconfig_text(&self, file: &str, user: &str, group: &str, server: IpAddr, context: &str) -> Result<String> {
+    pub fn kubeconfig_text(
+        &self,
+        file: &str,
+        user: &str,
+        group: &str,
+        server: IpAddr,
+        context: &str,
+    ) -> Result<String> {
         let client = self.client(file, user, group)?;
         let embed = |path: &Path| -> Result<String> { Ok(base64(&read(path)?)) };
         let config = serde_json::json!({
@@ -131,9 +148,11 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if !names.is_empty() {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-            params.subject_alt_names = CertificateParams::new(names.to_vec()).context("names of a certificate")?.subject_alt_names;
+            params.subject_alt_names =
+                CertificateParams::new(names.to_vec()).context("names of a certificate")?.subject_alt_names;
         }
-        let certificate = params.signed_by(&key, &self.issuer).with_context(|| format!("sign the certificate of {user}"))?;
+        let certificate =
+            params.signed_by(&key, &self.issuer).with_context(|| format!("sign the certificate of {user}"))?;
         store(&files, &certificate.pem(), &key.serialize_pem())?;
         Ok(files)
     }
@@ -158,15 +177,8 @@ fn identity(directory: &Path, file: &str) -> Identity {
 
 /// The certificate is written last: where it is, the key is too.
 fn store(files: &Identity, certificate: &str, key: &str) -> Result<()> {
-    write_secret(&files.key, key)?;
+    write(&files.key, key)?;
     write(&files.certificate, certificate)
-}
-
-fn write_secret(path: &Path, content: &str) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    write(path, "")?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(|| format!("protect {}", path.display()))?;
-    write(path, content)
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -2,7 +2,7 @@
 //! node to run on.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -52,13 +52,13 @@ impl ControlPlane {
     pub fn start(&self, layout: &Layout, hierarchies: &Hierarchies) -> Result<()> {
         step("etcd", || {
             self.etcd.ensure(layout, hierarchies)?;
-            self.etcd.wait_for(layout, "an answer", Duration::from_secs(60), || answers(layout, 2379))
+            self.etcd.wait_for(layout, "an answer", Duration::from_mins(1), || answers(layout, 2379))
         })?;
         step("kube-apiserver", || {
             self.api_server.ensure(layout, hierarchies)?;
             let kubectl = Kubectl::new(layout);
             let ready = || kubectl.run(&["get", "--raw=/readyz", "--request-timeout=5s"]).is_ok();
-            self.api_server.wait_for(layout, "readiness", Duration::from_secs(120), ready)
+            self.api_server.wait_for(layout, "readiness", Duration::from_mins(2), ready)
         })?;
         step("kube-controller-manager and kube-scheduler", || {
             self.controllers.iter().try_for_each(|daemon| daemon.ensure(layout, hierarchies).map(drop))
@@ -69,7 +69,7 @@ impl ControlPlane {
     pub fn start_addons(&self, layout: &Layout, hierarchies: &Hierarchies) -> Result<()> {
         step("CoreDNS", || {
             self.dns.ensure(layout, hierarchies)?;
-            self.dns.wait_for(layout, "an answer", Duration::from_secs(60), || answers(layout, 8181))
+            self.dns.wait_for(layout, "an answer", Duration::from_mins(1), || answers(layout, 8181))
         })?;
         step("storage: driver, provisioner and resizer", || {
             for daemon in &self.storage {
@@ -94,14 +94,23 @@ impl ControlPlane {
 
 /// Whether a port of the control plane takes connections. Asked from inside, where these ports are.
 fn answers(layout: &Layout, port: u16) -> bool {
-    let listening = run("nsenter", [&format!("--net=/run/netns/{}", layout.network()), "--", "ss", "-Hltn", &format!("sport = :{port}")]);
+    let listening = run(
+        "nsenter",
+        [&format!("--net=/run/netns/{}", layout.network()), "--", "ss", "-Hltn", &format!("sport = :{port}")],
+    );
     listening.is_ok_and(|lines| !lines.trim().is_empty())
 }
 
 fn daemon(layout: &Layout, name: &str, program: &str, arguments: Vec<String>) -> Daemon {
     let mut command = vec![layout.program(program).display().to_string()];
     command.extend(arguments);
-    Daemon { owner: OWNER.to_owned(), name: name.to_owned(), network: layout.network(), command }
+    Daemon {
+        owner: OWNER.to_owned(),
+        name: name.to_owned(),
+        network: layout.network(),
+        command,
+        configuration: String::new(),
+    }
 }
 
 fn etcd(layout: &Layout, options: Options) -> Daemon {
@@ -156,7 +165,11 @@ fn api_server(layout: &Layout, authority: &Authority, outside: IpAddr) -> Result
 const REQUESTS: [&str; 2] = ["--kube-api-qps=300", "--kube-api-burst=600"];
 
 fn controller_manager(layout: &Layout, authority: &Authority) -> Result<Daemon> {
-    let config = authority.kubeconfig("system:kube-controller-manager", "system:kube-controller-manager", CONTROL_PLANE.into())?;
+    let config = authority.kubeconfig(
+        "system:kube-controller-manager",
+        "system:kube-controller-manager",
+        CONTROL_PLANE.into(),
+    )?;
     let root = authority.files();
     let mut arguments = vec![
         format!("--kubeconfig={}", config.display()),
@@ -176,8 +189,11 @@ fn controller_manager(layout: &Layout, authority: &Authority) -> Result<Daemon> 
 
 fn scheduler(layout: &Layout, authority: &Authority) -> Result<Daemon> {
     let config = authority.kubeconfig("system:kube-scheduler", "system:kube-scheduler", CONTROL_PLANE.into())?;
-    let mut arguments =
-        vec![format!("--kubeconfig={}", config.display()), "--bind-address=127.0.0.1".to_owned(), "--leader-elect=false".to_owned()];
+    let mut arguments = vec![
+        format!("--kubeconfig={}", config.display()),
+        "--bind-address=127.0.0.1".to_owned(),
+        "--leader-elect=false".to_owned(),
+    ];
     arguments.extend(REQUESTS.map(String::from));
     Ok(daemon(layout, "kube-scheduler", "kube-scheduler", arguments))
 }
@@ -204,8 +220,9 @@ fn dns(layout: &Layout, authority: &Authority) -> Result<Daemon> {
 ",
         kubeconfig.display()
     );
-    write(&corefile, content)?;
-    Ok(daemon(layout, "coredns", "coredns", vec!["-conf".to_owned(), corefile.display().to_string()]))
+    write(&corefile, &content)?;
+    let dns = daemon(layout, "coredns", "coredns", vec!["-conf".to_owned(), corefile.display().to_string()]);
+    Ok(Daemon { configuration: content, ..dns })
 }
 
 fn storage(layout: &Layout, authority: &Authority) -> Result<[Daemon; 3]> {
@@ -226,12 +243,17 @@ fn storage(layout: &Layout, authority: &Authority) -> Result<[Daemon; 3]> {
     };
     Ok([
         daemon(layout, "csi-controller", "csi", driver),
-        daemon(layout, "csi-provisioner", "csi-provisioner", sidecar(&["--strict-topology=true", "--extra-create-metadata=true"])),
+        daemon(
+            layout,
+            "csi-provisioner",
+            "csi-provisioner",
+            sidecar(&["--strict-topology=true", "--extra-create-metadata=true"]),
+        ),
         daemon(layout, "csi-resizer", "csi-resizer", sidecar(&[])),
     ])
 }
 
 /// The folder of all volumes.
-pub fn volumes(layout: &Layout) -> std::path::PathBuf {
+pub fn volumes(layout: &Layout) -> PathBuf {
     layout.directory.join("volumes")
 }

@@ -48,8 +48,11 @@ pub fn down(layout: &Layout) -> Result<()> {
 /// What of the cluster is still on the machine, one line each.
 pub fn remains(layout: &Layout) -> Result<Vec<String>> {
     let hierarchies = Hierarchies::of_this_machine()?;
-    let mut rest: Vec<String> = hierarchies.members(&layout.cgroup()).iter().map(|pid| format!("process {pid}")).collect();
-    rest.extend(hierarchies.existing(&layout.cgroup()).iter().map(|folder| format!("control group {}", folder.display())));
+    let mut rest: Vec<String> =
+        hierarchies.members(&layout.cgroup()).iter().map(|pid| format!("process {pid}")).collect();
+    rest.extend(
+        hierarchies.existing(&layout.cgroup()).iter().map(|folder| format!("control group {}", folder.display())),
+    );
     rest.extend(mounts_below(&layout.directory)?.iter().map(|path| format!("mount {}", path.display())));
     rest.extend(loops_below(&layout.directory)?.iter().map(|device| format!("loop device {device}")));
     rest.extend(network::existing(layout).iter().map(|name| format!("network namespace {name}")));
@@ -72,7 +75,9 @@ pub fn crash(node: &Node, hierarchies: &Hierarchies) -> Result<()> {
         let path = directory.join(gone);
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match removed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(|| format!("remove {}", path.display())),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", path.display()));
+            }
             _ => {}
         }
     }
@@ -106,7 +111,8 @@ fn release(folder: &Path) -> Result<()> {
 fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    let unescaped = points.map(|point| point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\"));
+    let unescaped = points
+        .map(|point| point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\"));
     Ok(unescaped.map(PathBuf::from).filter(|path| path.starts_with(folder)).collect())
 }
 

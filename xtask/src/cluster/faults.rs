@@ -26,7 +26,9 @@ pub fn kill_node(node: &Node) -> Result<()> {
 /// Starts a killed node again and waits until Kubernetes sees it ready.
 pub fn restore_node(node: &Node, options: Options) -> Result<()> {
     let _lock = hold(&node.layout)?;
-    let Some(slot) = Slot::of(&node.layout) else { bail!("cluster {} does not run: start it with `up`", node.layout.name) };
+    let Some(slot) = Slot::of(&node.layout) else {
+        bail!("cluster {} does not run: start it with `up`", node.layout.name)
+    };
     let cluster = configure(&node.layout, slot, options)?;
     step(&format!("start {}", node.name), || {
         let mut programs = cluster.nodes.iter().zip(node.layout.nodes()).filter(|(_, other)| other.name == node.name);
@@ -52,5 +54,7 @@ fn wait_until_ready(node: &Node) -> Result<()> {
 
 fn ready(layout: &Layout, name: &str) -> Result<()> {
     let kubectl = Kubectl::new(layout);
-    wait_for(&format!("{name} to be ready"), Duration::from_secs(120), || Ok(is_ready(&kubectl.json(&["get", "nodes"])?, name)))
+    wait_for(&format!("{name} to be ready"), Duration::from_mins(2), || {
+        Ok(is_ready(&kubectl.json(&["get", "nodes"])?, name))
+    })
 }

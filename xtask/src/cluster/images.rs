@@ -4,10 +4,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use sha2::{Digest as _, Sha256};
 
 use super::layout::{Layout, Node};
-use super::run::run;
+use super::run::{digest, run};
 
 /// The image of `dev/pod`: the sandbox of every pod, and the tool of the self test.
 #[derive(Debug)]
@@ -23,7 +22,7 @@ impl PodImage {
     pub fn ensure(layout: &Layout) -> Result<Self> {
         let program = fs::read(layout.program("pod")).context("read the program of the pod image")?;
         let layer = layer(&program)?;
-        let digest = hex(&layer);
+        let digest = digest(&layer);
         let tag = &digest[..12];
         let reference = format!("backlot.dev/pod:{tag}");
         let archive = layout.directory.join(format!("pod-{tag}.tar"));
@@ -105,8 +104,4 @@ fn architecture() -> &'static str {
         "aarch64" => "arm64",
         other => other,
     }
-}
-
-fn hex(content: &[u8]) -> String {
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }

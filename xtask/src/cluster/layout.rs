@@ -39,7 +39,12 @@ impl Layout {
     /// Checks the name and derives the rest.
     pub fn new(name: &str) -> Result<Self> {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if name.is_empty() || name.len() > 20 || !name.chars().all(plain) || name.starts_with('-') || name.ends_with('-') {
+        if name.is_empty()
+            || name.len() > 20
+            || !name.chars().all(plain)
+            || name.starts_with('-')
+            || name.ends_with('-')
+        {
             bail!("cluster name {name:?}: use 1 to 20 lower case letters, digits and inner dashes");
         }
         let directory = cache()?.join("clusters").join(name);

@@ -62,8 +62,8 @@ impl NodePrograms {
     }
 }
 
-fn daemon(node: &Node, name: &str, command: Vec<String>) -> Daemon {
-    Daemon { owner: node.name.to_owned(), name: name.to_owned(), network: node.network(), command }
+fn daemon(node: &Node, name: &str, command: Vec<String>, configuration: String) -> Daemon {
+    Daemon { owner: node.name.to_owned(), name: name.to_owned(), network: node.network(), command, configuration }
 }
 
 /// Every pod has a link of its own to the node, and no bridge: so all traffic passes the node's routing, where kube-proxy's rules are.
@@ -119,8 +119,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
         network = directory.join("network").display(),
     );
     let path = directory.join("containerd.toml");
-    write(&path, config)?;
-    Ok(daemon(node, "containerd", vec!["containerd".to_owned(), "--config".to_owned(), path.display().to_string()]))
+    write(&path, &config)?;
+    let command = vec!["containerd".to_owned(), "--config".to_owned(), path.display().to_string()];
+    Ok(daemon(node, "containerd", command, config))
 }
 
 fn kubelet(node: &Node, authority: &Authority) -> Result<Daemon> {
@@ -128,7 +129,8 @@ fn kubelet(node: &Node, authority: &Authority) -> Result<Daemon> {
     let user = format!("system:node:{}", node.name);
     let kubeconfig = authority.kubeconfig(&user, "system:nodes", CONTROL_PLANE.into())?;
     let path = directory.join("kubelet.yaml");
-    write(&path, kubelet_config(node, authority)?)?;
+    let config = kubelet_config(node, authority)?;
+    write(&path, &config)?;
     let command = vec![
         node.layout.program("kubelet").display().to_string(),
         format!("--config={}", path.display()),
@@ -139,7 +141,7 @@ fn kubelet(node: &Node, authority: &Authority) -> Result<Daemon> {
         format!("--root-dir={}", node.kubelet().display()),
         format!("--cert-dir={}", directory.join("kubelet-pki").display()),
     ];
-    Ok(daemon(node, "kubelet", command))
+    Ok(daemon(node, "kubelet", command, config))
 }
 
 fn kubelet_config(node: &Node, authority: &Authority) -> Result<String> {
@@ -200,9 +202,10 @@ fn proxy(node: &Node, authority: &Authority) -> Result<Daemon> {
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     });
     let path = node.directory().join("kube-proxy.yaml");
-    write(&path, serde_json::to_string_pretty(&config)?)?;
+    let config = serde_json::to_string_pretty(&config)?;
+    write(&path, &config)?;
     let program = node.layout.program("kube-proxy").display().to_string();
-    Ok(daemon(node, "kube-proxy", vec![program, format!("--config={}", path.display())]))
+    Ok(daemon(node, "kube-proxy", vec![program, format!("--config={}", path.display())], config))
 }
 
 fn storage(node: &Node) -> Daemon {
@@ -214,5 +217,5 @@ fn storage(node: &Node) -> Daemon {
         format!("-socket={}", kubelet.join("plugins/csi.sock").display()),
         format!("-registry={}", kubelet.join("plugins_registry").display()),
     ];
-    daemon(node, "csi-node", command)
+    daemon(node, "csi-node", command, String::new())
 }

@@ -24,9 +24,12 @@ const NEEDED: [(&str, &str); 9] = [
 /// Installs what is absent.
 pub fn ensure() -> Result<()> {
     if !geteuid().is_root() {
-        bail!("the local cluster needs root for namespaces, mounts and control groups: run this as root, or use CLUSTER=current or CLUSTER=kind");
+        bail!(
+            "the local cluster needs root for namespaces, mounts and control groups: run this as root, or use CLUSTER=current or CLUSTER=kind"
+        );
     }
-    let mut absent: Vec<&str> = NEEDED.iter().filter(|(program, _)| !installed(program)).map(|(_, package)| *package).collect();
+    let mut absent: Vec<&str> =
+        NEEDED.iter().filter(|(program, _)| !installed(program)).map(|(_, package)| *package).collect();
     if network_plugins().is_err() {
         absent.push("containernetworking-plugins");
     }

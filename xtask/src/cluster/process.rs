@@ -2,6 +2,7 @@
 //!
 //! An id alone proves nothing, since ids are used again; the start time beside it does.
 
+use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup::Hierarchies;
 use super::layout::Layout;
-use super::run::write;
+use super::run::{digest, write};
 
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -29,13 +30,15 @@ pub struct Daemon {
     pub network: String,
     /// The program and its arguments.
     pub command: Vec<String>,
+    /// The content of its configuration file, if it has one.
+    pub configuration: String,
 }
 
 #[derive(Debug, Deserialize, PartialEq, Serialize)]
 struct Record {
     pid: i32,
     start: u64,
-    command: Vec<String>,
+    fingerprint: String,
 }
 
 /// Whether a program was already there.
@@ -48,20 +51,21 @@ pub enum Started {
 }
 
 impl Daemon {
-    /// Starts the program unless it runs with the same arguments; one with others is replaced.
+    /// Starts the program unless it runs; one of another version, with other arguments or another configuration is replaced.
     pub fn ensure(&self, layout: &Layout, hierarchies: &Hierarchies) -> Result<Started> {
         if let Some(record) = self.running(layout) {
-            if record.command == self.command {
+            if record.fingerprint == self.fingerprint() {
                 return Ok(Started::Before);
             }
-            stop(&record)?;
+            stop(record.pid, record.start)?;
         }
         let group = layout.cgroup().join(&self.owner).join("daemons").join(&self.name);
         hierarchies.create(&group)?;
         self.kill_unrecorded(&hierarchies.members(&group))?;
         let pid = self.spawn(layout, &hierarchies.membership(&group))?;
-        let start = start_time(pid).with_context(|| format!("{} ended at once: see {}", self.name, self.log(layout).display()))?;
-        let record = Record { pid, start, command: self.command.clone() };
+        let start = start_time(pid)
+            .with_context(|| format!("{} ended at once: see {}", self.name, self.log(layout).display()))?;
+        let record = Record { pid, start, fingerprint: self.fingerprint() };
         write(&self.record_file(layout), serde_json::to_string(&record)?)?;
         Ok(Started::Now)
     }
@@ -75,7 +79,7 @@ impl Daemon {
             if self.command.first().is_some_and(|own| own.as_bytes() == program)
                 && let Some(start) = start_time(pid.as_raw())
             {
-                stop(&Record { pid: pid.as_raw(), start, command: Vec::new() })?;
+                stop(pid.as_raw(), start)?;
             }
         }
         Ok(())
@@ -84,12 +88,17 @@ impl Daemon {
     fn spawn(&self, layout: &Layout, membership: &[PathBuf]) -> Result<i32> {
         let log = self.log(layout);
         fs::create_dir_all(layout.logs()).with_context(|| format!("create {}", layout.logs().display()))?;
-        let file = OpenOptions::new().create(true).append(true).open(&log).with_context(|| format!("open {}", log.display()))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("open {}", log.display()))?;
         // The shell joins the groups and becomes the program, so that nothing of it is ever outside. A session of its own keeps the
         // program when the terminal goes away.
         let mut script = String::new();
         for path in membership {
-            script.push_str(&format!("echo $$ > '{}' && ", path.display()));
+            // Writing to a string cannot fail.
+            let _ = write!(script, "echo $$ > '{}' && ", path.display());
         }
         script.push_str("exec setsid nsenter \"--net=/run/netns/$0\" -- \"$@\"");
         let child = Command::new("sh")
@@ -140,6 +149,13 @@ impl Daemon {
         (start_time(record.pid) == Some(record.start)).then_some(record)
     }
 
+    /// Changes whenever the program has to be started anew. The program is called by a link, so what it leads to counts.
+    fn fingerprint(&self) -> String {
+        let program = self.command.first().map(PathBuf::from).unwrap_or_default();
+        let program = fs::canonicalize(&program).unwrap_or(program);
+        digest(format!("{} {:?} {}", program.display(), self.command, self.configuration))
+    }
+
     fn record_file(&self, layout: &Layout) -> PathBuf {
         layout.directory.join("run").join(&self.owner).join(format!("{}.json", self.name))
     }
@@ -154,15 +170,15 @@ impl Daemon {
     }
 }
 
-fn stop(record: &Record) -> Result<()> {
+fn stop(pid: i32, start: u64) -> Result<()> {
     let started = Instant::now();
-    while start_time(record.pid) == Some(record.start) {
+    while start_time(pid) == Some(start) {
         let signal = if started.elapsed() < Duration::from_secs(5) { Signal::SIGTERM } else { Signal::SIGKILL };
         if started.elapsed() > Duration::from_secs(15) {
-            bail!("process {} does not end", record.pid);
+            bail!("process {pid} does not end");
         }
         // It may have ended just now.
-        let _ = kill(Pid::from_raw(record.pid), signal);
+        let _ = kill(Pid::from_raw(pid), signal);
         std::thread::sleep(PAUSE);
     }
     Ok(())

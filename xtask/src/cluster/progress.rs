@@ -24,7 +24,7 @@ pub fn note(text: &str) {
 
 /// `0.4 s`, `12.0 s`, `3 min 20 s`.
 pub fn seconds(elapsed: Duration) -> String {
-    if elapsed < Duration::from_secs(60) {
+    if elapsed < Duration::from_mins(1) {
         format!("{:.1} s", elapsed.as_secs_f64())
     } else {
         format!("{} min {} s", elapsed.as_secs() / 60, elapsed.as_secs() % 60)

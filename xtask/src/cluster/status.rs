@@ -6,6 +6,7 @@ use super::cgroup::Hierarchies;
 use super::control_plane::Options;
 use super::kubectl::Kubectl;
 use super::layout::{Layout, NODES};
+use super::node::NodePrograms;
 use super::slots::Slot;
 use super::up::{configure, is_ready};
 
@@ -15,9 +16,10 @@ pub fn status(layout: &Layout) -> Result<()> {
     let cluster = configure(layout, slot, Options { fsync: false })?;
     let mut unwell = Vec::new();
     println!("cluster {}: https://{}:6443, {}", layout.name, slot.api_server(), layout.directory.display());
-    let nodes = cluster.nodes.iter().flat_map(|node| node.daemons());
+    let nodes = cluster.nodes.iter().flat_map(NodePrograms::daemons);
     for daemon in cluster.control_plane.daemons().into_iter().chain(nodes) {
-        let state = daemon.pid(layout).map_or_else(|| "not running".to_owned(), |pid| format!("running, process {pid}"));
+        let state =
+            daemon.pid(layout).map_or_else(|| "not running".to_owned(), |pid| format!("running, process {pid}"));
         println!("  {:<14} {:<24} {state}", daemon.owner, daemon.name);
         if !daemon.is_running(layout) {
             unwell.push(format!("{} of {}", daemon.name, daemon.owner));
@@ -34,7 +36,11 @@ pub fn status(layout: &Layout) -> Result<()> {
         }
     }
     if !unwell.is_empty() {
-        bail!("not well: {}; `cargo xtask cluster up --name {}` starts what is missing", unwell.join(", "), layout.name);
+        bail!(
+            "not well: {}; `cargo xtask cluster up --name {}` starts what is missing",
+            unwell.join(", "),
+            layout.name
+        );
     }
     Ok(())
 }

@@ -51,8 +51,14 @@ pub fn up(layout: &Layout, options: Options) -> Result<()> {
     })?;
     step("DNS and StorageClasses", || apply_manifests(&kubectl))?;
     cluster.control_plane.start_addons(layout, &cluster.hierarchies)?;
-    step("nodes ready", || wait_for("nodes and their storage drivers", Duration::from_secs(120), || nodes_ready(&kubectl)))?;
-    note(&format!("ready after {}; to use it:  eval \"$(cargo xtask cluster env --name {})\"", seconds(started.elapsed()), layout.name));
+    step("nodes ready", || {
+        wait_for("nodes and their storage drivers", Duration::from_mins(2), || nodes_ready(&kubectl))
+    })?;
+    note(&format!(
+        "ready after {}; to use it:  eval \"$(cargo xtask cluster env --name {})\"",
+        seconds(started.elapsed()),
+        layout.name
+    ));
     Ok(())
 }
 
@@ -68,13 +74,13 @@ pub fn configure(layout: &Layout, slot: Slot, options: Options) -> Result<Config
     hierarchies.create(&layout.cgroup().join(OWNER))?;
     let authority = Authority::open(layout)?;
     let context = format!("backlot-{}", layout.name);
-    let kubeconfig = authority.kubeconfig_text("admin", "backlot:admin", ADMINISTRATORS, slot.api_server().into(), &context)?;
-    if fs::read_to_string(layout.kubeconfig()).ok().as_deref() != Some(&kubeconfig) {
-        write(&layout.kubeconfig(), kubeconfig)?;
-    }
+    let kubeconfig =
+        authority.kubeconfig_text("admin", "backlot:admin", ADMINISTRATORS, slot.api_server().into(), &context)?;
+    write(&layout.kubeconfig(), kubeconfig)?;
     let image = PodImage::ensure(layout)?;
     let control_plane = ControlPlane::configure(layout, &authority, slot, options)?;
-    let nodes = layout.nodes().iter().map(|node| NodePrograms::configure(node, &authority, &image)).collect::<Result<_>>()?;
+    let nodes =
+        layout.nodes().iter().map(|node| NodePrograms::configure(node, &authority, &image)).collect::<Result<_>>()?;
     Ok(Configured { hierarchies, image, control_plane, nodes })
 }
 
@@ -114,9 +120,9 @@ fn nodes_ready(kubectl: &Kubectl) -> Result<bool> {
 
 /// Whether a list of nodes shows this one as ready.
 pub fn is_ready(nodes: &Value, name: &str) -> bool {
-    item(nodes, name)
-        .and_then(|node| node["status"]["conditions"].as_array())
-        .is_some_and(|conditions| conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True"))
+    item(nodes, name).and_then(|node| node["status"]["conditions"].as_array()).is_some_and(|conditions| {
+        conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    })
 }
 
 fn has_driver(csinodes: &Value, name: &str) -> bool {
