@@ -1,0 +1,43 @@
+# For the polled verbs: four-letter words over a socket, no process started. Sourced by bash.
+
+# ask WORD: the server's answer, by lines, in the array `answer`. Returns 1 when nothing listens, 2 when nothing answers.
+ask() {
+    local line
+    answer=()
+    { exec 3<>/dev/tcp/127.0.0.1/2181; } 2>/dev/null || return 1
+    printf %s "$1" >&3
+    while IFS= read -r -t 2 line <&3 || { [[ $? -gt 128 ]] && exec 3>&- && return 2; [[ -n $line ]]; }; do
+        answer+=("$line")
+    done
+    exec 3>&-
+    [[ ${#answer[@]} -gt 0 ]] || return 2
+}
+
+# value KEY: of the lines `KEY: value`, `KEY=value` or `KEY<tab>value` of the answer, in `value`; empty without one.
+value() {
+    local line
+    value=
+    for line in "${answer[@]}"; do
+        if [[ $line == "$1"[:=$'\t']* ]]; then
+            value=${line#"$1"?}
+            value=${value# }
+            return
+        fi
+    done
+}
+
+# voters: the ids in the committed list, in `voters`, its version in `version`; sets `member` when this member is one.
+voters() {
+    local line
+    voters=() member=
+    ask conf || return
+    value version
+    version=$value
+    for line in "${answer[@]}"; do
+        [[ $line =~ ^server\.([0-9]+)=.*:participant ]] && voters+=("${BASH_REMATCH[1]}")
+    done
+    [[ " ${voters[*]} " == *" $DB_SELF_NUMERIC_ID "* ]] && member=true
+    return 0
+}
+
+result() { printf '{"output":%s}\n' "$1" >"$DB_RESULT"; }
