@@ -1,0 +1,163 @@
+//! Decisions about a DatabaseClass: which images to inspect, what an inspection means, which version a Database gets.
+
+use std::collections::BTreeSet;
+
+use backlot_api::database_class::{ClassVersion, DatabaseClassStatus, InspectedVersion};
+use backlot_api::{Database, DatabaseClass};
+use backlot_standard::manifest::Manifest;
+use backlot_standard::verb::Verb;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use serde_json::Value;
+
+use crate::snapshot::{ImageFacts, UsableImage};
+
+/// Versions whose image was not inspected yet, or only under another reference.
+pub fn to_inspect(class: &DatabaseClass) -> Vec<ClassVersion> {
+    let inspected = |version: &ClassVersion| {
+        class
+            .status
+            .iter()
+            .flat_map(|status| &status.versions)
+            .any(|known| known.version == version.version && known.image == version.image)
+    };
+    class.spec.versions.iter().filter(|version| !inspected(version)).cloned().collect()
+}
+
+/// What an image's answer means: its manifest, or why the image cannot be used.
+pub fn judge(version: &ClassVersion, pinned_image: String, manifest: Value, verbs: Vec<String>) -> InspectedVersion {
+    let standard = manifest.get("standard").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let error = if backlot_standard::supports(&standard) {
+        match serde_json::from_value::<Manifest>(manifest.clone()) {
+            Err(error) => Some(format!("its manifest is not valid: {error}")),
+            Ok(manifest) => first_problem(&manifest, &verbs),
+        }
+    } else {
+        let ours = backlot_standard::STANDARD;
+        Some(format!(
+            "standard `{standard}` needed, this operator speaks {ours}. Upgrade the operator, or use an image for {ours}"
+        ))
+    };
+    let is_usable = error.is_none();
+    InspectedVersion {
+        version: version.version.clone(),
+        image: version.image.clone(),
+        pinned_image: Some(pinned_image),
+        manifest: is_usable.then_some(manifest),
+        verbs: if is_usable { verbs } else { vec![] },
+        error,
+    }
+}
+
+fn first_problem(manifest: &Manifest, verbs: &[String]) -> Option<String> {
+    let problems: Vec<_> = manifest.check().iter().map(ToString::to_string).collect();
+    if !problems.is_empty() {
+        return Some(format!("its manifest breaks the standard: {}", problems.join("; ")));
+    }
+    let missing: Vec<_> = [Verb::Render, Verb::Health, Verb::Role]
+        .iter()
+        .map(|verb| verb.name())
+        .filter(|verb| !verbs.iter().any(|known| known == verb))
+        .collect();
+    (!missing.is_empty())
+        .then(|| format!("/db/verbs lacks {}; every image must have render, health and role", missing.join(", ")))
+}
+
+/// What is known of the image that a Database names.
+pub fn image_of(database: &Database, class: Option<&DatabaseClass>) -> ImageFacts {
+    let wanted = &database.spec.class;
+    let refused = |reason, message| ImageFacts::Refused { reason, message };
+    let Some(class) = class else {
+        return refused(
+            "ClassNotFound",
+            format!("spec.class: there is no DatabaseClass {wanted}. List them: kubectl get databaseclasses"),
+        );
+    };
+    let versions = &class.spec.versions;
+    // An unnamed version stays what it was chosen to be; a class that learns a newer one upgrades nobody.
+    let chosen =
+        database.spec.version.as_ref().or(database.status.as_ref().and_then(|status| status.class_version.as_ref()));
+    let version = match chosen {
+        Some(chosen) => versions.iter().find(|version| version.version == *chosen),
+        None => versions.last(),
+    };
+    let Some(version) = version else {
+        let known: Vec<_> = versions.iter().map(|version| version.version.as_str()).collect();
+        let chosen = chosen.cloned().unwrap_or_default();
+        return refused(
+            "VersionNotFound",
+            format!("spec.version: {wanted} has no version {chosen}; it has {}", known.join(", ")),
+        );
+    };
+    let inspected = class
+        .status
+        .iter()
+        .flat_map(|status| &status.versions)
+        .find(|known| known.version == version.version && known.image == version.image);
+    let Some(inspected) = inspected else {
+        return refused("ImageNotInspected", format!("image {} is being inspected", version.image));
+    };
+    if let Some(error) = &inspected.error {
+        return refused("ImageRefused", format!("image {} refused: {error}", version.image));
+    }
+    let manifest = inspected.manifest.clone().map(serde_json::from_value::<Manifest>);
+    match (manifest, &inspected.pinned_image) {
+        (Some(Ok(manifest)), Some(pinned)) => {
+            let verbs: BTreeSet<_> = inspected.verbs.iter().filter_map(|verb| Verb::from_name(verb)).collect();
+            ImageFacts::Usable(Box::new(UsableImage {
+                class_version: version.version.clone(),
+                pinned: pinned.clone(),
+                manifest,
+                verbs,
+                pull_secrets: class.spec.image_pull_secrets.clone(),
+            }))
+        }
+        _ => refused("ImageNotInspected", format!("image {} is to be inspected again", version.image)),
+    }
+}
+
+/// Status of a class from what inspections found; `pending` tells why others are not done.
+pub fn class_status(
+    class: &DatabaseClass,
+    mut versions: Vec<InspectedVersion>,
+    pending: &[String],
+    now: Timestamp,
+) -> DatabaseClassStatus {
+    versions.retain(|known| {
+        class.spec.versions.iter().any(|version| version.version == known.version && version.image == known.image)
+    });
+    let usable: Vec<_> = versions.iter().filter(|version| version.error.is_none()).collect();
+    let errors: Vec<_> = versions
+        .iter()
+        .filter_map(|version| Some(format!("{}: {}", version.version, version.error.as_ref()?)))
+        .collect();
+    let is_ready = !usable.is_empty() && pending.is_empty() && errors.is_empty();
+    let (reason, message) = match (pending.first(), errors.first(), usable.is_empty()) {
+        (Some(first), _, _) => ("Inspecting", first.clone()),
+        (None, Some(_), _) => ("ImageRefused", errors.join("; ")),
+        (None, None, true) => ("NoVersions", "no version is usable".to_owned()),
+        (None, None, false) => ("Inspected", format!("{} versions are usable", usable.len())),
+    };
+    let engine =
+        usable.iter().find_map(|version| version.manifest.as_ref()?.get("engine")?.as_str().map(ToOwned::to_owned));
+    let summary: Vec<_> = usable.iter().map(|version| version.version.clone()).collect();
+    let status = if is_ready { "True" } else { "False" };
+    let previous = class.status.as_ref().and_then(|known| {
+        known.conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status == status)
+    });
+    DatabaseClassStatus {
+        observed_generation: class.metadata.generation,
+        engine,
+        versions_summary: Some(summary.join(", ")),
+        versions: versions.clone(),
+        conditions: vec![Condition {
+            type_: "Ready".to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            observed_generation: class.metadata.generation,
+            last_transition_time: previous
+                .map_or_else(|| Time(now), |condition| condition.last_transition_time.clone()),
+        }],
+    }
+}

@@ -1,0 +1,114 @@
+//! Founding: once per group, by the member that status names before anybody is told to.
+
+use backlot_api::database::Founder;
+use backlot_standard::manifest::{Elections, Leadership};
+use backlot_standard::operation::{Act, OperationState};
+use backlot_standard::request::{MemberState, Reason};
+use backlot_standard::result::DataState;
+use backlot_standard::verb::Verb;
+
+use super::{Event, Group, Plan, stuck, trouble, working};
+
+/// Chooses the founder, then has it found the group. Busy until the group is founded.
+pub(super) fn found(group: &mut Group<'_>, plan: &mut Plan) -> bool {
+    if group.stored.founded {
+        return false;
+    }
+    match group.stored.founder.clone() {
+        None => choose(group, plan),
+        Some(founder) => operate(group, plan, &founder),
+    }
+    true
+}
+
+fn choose(group: &mut Group<'_>, plan: &mut Plan) {
+    if let Some(waits_for) = unfounded_dependency(group) {
+        plan.activities
+            .push(working("WaitsForComponent", format!("{} waits until {waits_for} is founded", group.title())));
+        return;
+    }
+    let with_data = group.next.members.iter().find(|member| {
+        group.agent(&member.name).and_then(|status| status.data).is_some_and(|data| data != DataState::Fresh)
+    });
+    if let Some(member) = with_data {
+        plan.activities.push(stuck(
+            "UnexpectedData",
+            format!(
+                "{} is not founded: the volume of {} holds data already, but no record says that the group was founded. Nothing was touched; move the data away or restore the Secret of its cluster",
+                group.title(),
+                member.name
+            ),
+        ));
+        return;
+    }
+    let fresh = group.next.members.iter().find_map(|member| {
+        let status = group.agent(&member.name)?;
+        let is_stateless = group.component.component.stateless;
+        let incarnation = status.incarnation.clone().or_else(|| is_stateless.then(String::new))?;
+        (status.data == Some(DataState::Fresh)).then(|| Founder { member: member.name.clone(), incarnation })
+    });
+    let Some(founder) = fresh else {
+        plan.activities.push(working("WaitsForMembers", format!("{} waits for its first member", group.title())));
+        return;
+    };
+    plan.activities.push(working("Founding", format!("{} is to found {}", founder.member, group.title())));
+    if group.wanted.manifest.elections == Elections::Agent && group.component.component.leader != Leadership::None {
+        group.next.leader = Some(founder.member.clone());
+        group.next.epoch = 1;
+    }
+    group.next.founder = Some(founder);
+}
+
+fn operate(group: &mut Group<'_>, plan: &mut Plan, founder: &Founder) {
+    let Some(status) = group.agent(&founder.member) else {
+        plan.activities
+            .push(working("WaitsForMembers", format!("waits for {} to found {}", founder.member, group.title())));
+        return;
+    };
+    let incarnation = status.incarnation.clone().unwrap_or_default();
+    if incarnation != founder.incarnation {
+        plan.activities.push(stuck(
+            "FounderVolumeReplaced",
+            format!(
+                "the volume of {} was replaced while it founded {}: whether data exists elsewhere is unknown, so nothing is founded again. Delete the Database and create it anew",
+                founder.member,
+                group.title()
+            ),
+        ));
+        return;
+    }
+    let id = format!("found/{}/{}", group.title(), group.wanted.cluster_uid);
+    let report = group.report(&id).cloned();
+    if let Some(report) = report.as_ref().filter(|report| report.state == OperationState::Done) {
+        let engine_id = super::join::engine_id(report);
+        group.next.founded = true;
+        if let Some(member) = group.next_member(&founder.member) {
+            member.state = MemberState::Joined;
+            member.incarnation = Some(incarnation);
+            member.engine_id = engine_id;
+        }
+        plan.events.push(Event { reason: "Founded", message: format!("{} founded {}", founder.member, group.title()) });
+        plan.activities.push(working("Founded", format!("{} founded {}", founder.member, group.title())));
+        return;
+    }
+    match report.filter(|report| report.state == OperationState::Failed) {
+        Some(report) => {
+            plan.activities.push(stuck("FoundingFailed", format!("{}: {}", founder.member, trouble(&report))));
+        }
+        None => plan.activities.push(working("Founding", format!("{} founds {}", founder.member, group.title()))),
+    }
+    plan.operations.push(group.operation(&founder.member, id, Act::Verb(Verb::Found), Reason::Create, &founder.member));
+}
+
+fn unfounded_dependency(group: &Group<'_>) -> Option<String> {
+    let status = group.snapshot.database.status.as_ref();
+    let is_founded = |component: &str| {
+        let mut groups = status
+            .into_iter()
+            .flat_map(|status| &status.groups)
+            .filter(|group| group.component == component)
+            .peekable();
+        groups.peek().is_some() && groups.all(|group| group.founded)
+    };
+    group.component.component.depends_on.iter().find(|component| !is_founded(component)).cloned()
+}

@@ -1,0 +1,354 @@
+//! From a snapshot to the acts of one pass: an ordered table of small stages per group, then the objects, then deletion.
+//!
+//! Operations on members follow only from what status *already stores*; what a pass decides anew is first written there. So a
+//! crash between any two writes is followed by a pass that decides the same again.
+
+mod delete;
+mod found;
+mod join;
+mod keep;
+mod leave;
+mod roll;
+
+use std::collections::BTreeMap;
+
+use backlot_api::database::{DeletionPolicy, GroupStatus, MemberRecord};
+use backlot_api::labels;
+use backlot_standard::operation::{Act, OperationReport, OperationRequest};
+use backlot_standard::request::Reason;
+use backlot_standard::result::Role;
+use backlot_standard::status::{EnginePhase, MemberStatus};
+use backlot_standard::verb::{RunsOn, Verb};
+use backlot_standard::view::ClusterView;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use crate::build::{self, Object, SecretOrder};
+use crate::records;
+use crate::snapshot::{Observed, Question, Snapshot};
+use crate::validate::{Wanted, WantedComponent};
+use crate::view;
+
+pub use delete::plan_deletion;
+
+/// What one pass does. Carried out in the order of the fields.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Asked first; when there are any, the pass is planned again with the answers.
+    pub questions: Vec<Question>,
+    /// The records that status is to hold, written before anything below is done.
+    pub groups: Vec<GroupStatus>,
+    /// What is going on, for status: the first is what people see.
+    pub activities: Vec<Activity>,
+    /// Things that happened, told once.
+    pub events: Vec<Event>,
+    /// Writes to the Kubernetes API, in order.
+    pub writes: Vec<Write>,
+    /// The view that members should hold, without its number.
+    pub view: Option<ClusterView>,
+    /// Operations on members.
+    pub operations: Vec<Operation>,
+}
+
+/// A write to the Kubernetes API.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// Make the cluster's Secret, or add to it: keys and passwords are generated where the write is done.
+    ClusterSecret(SecretOrder),
+    /// Create an object that is not there.
+    Create(Object),
+    /// Server-side apply to an object of ours that differs.
+    Apply(Object),
+    /// Merge patch of metadata or one field, guarded by UID and resourceVersion.
+    Patch {
+        /// The object.
+        target: Target,
+        /// The merge patch, without the guards.
+        patch: Value,
+    },
+    /// Delete, after a fresh read that still shows this UID.
+    Delete {
+        /// The object.
+        target: Target,
+        /// Why, for the log.
+        why: &'static str,
+    },
+}
+
+/// An existing object that a write is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Kind.
+    pub kind: build::Kind,
+    /// Name.
+    pub name: String,
+    /// UID as observed.
+    pub uid: String,
+    /// resourceVersion as observed.
+    pub resource_version: String,
+}
+
+impl Target {
+    /// The target for an observed object.
+    pub fn of<K: kube::Resource>(kind: build::Kind, object: &K) -> Self {
+        let meta = object.meta();
+        Self {
+            kind,
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// An operation on a member; number and epoch are filled in when it is sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Operation {
+    /// The member that is asked.
+    pub member: String,
+    /// The request.
+    pub request: OperationRequest,
+}
+
+/// Something that is going on or stands in the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Activity {
+    /// Whether it is work or an obstacle.
+    pub kind: ActivityKind,
+    /// CamelCase, stable.
+    pub reason: &'static str,
+    /// What, why, what next.
+    pub message: String,
+}
+
+/// Work or obstacle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActivityKind {
+    /// Goes on by itself.
+    Working,
+    /// Waits for something that may need a person.
+    Stuck,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// CamelCase, stable.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// A group at work: stored record, next record, and the plan that grows.
+pub(crate) struct Group<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) wanted: &'a Wanted,
+    pub(crate) component: &'a WantedComponent,
+    /// As status stores it.
+    pub(crate) stored: GroupStatus,
+    /// As status will store it.
+    pub(crate) next: GroupStatus,
+}
+
+/// The stages of a group, in order. A stage that answers `true` is busy: later ones wait for it.
+const STAGES: &[fn(&mut Group<'_>, &mut Plan) -> bool] =
+    &[keep::members, found::found, leave::leave, join::join, join::rebalance, roll::restart];
+
+/// Plans one pass for a valid spec.
+pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
+    let mut plan = Plan::default();
+    if wanted.deletion_policy == DeletionPolicy::Delete
+        && !snapshot.database.finalizers().iter().any(|f| f == labels::FINALIZER)
+    {
+        plan.writes.push(Write::Patch {
+            target: Target::of(build::Kind::Database, &snapshot.database),
+            patch: json!({"metadata": {"finalizers": [labels::FINALIZER]}}),
+        });
+    }
+    let mut groups = vec![];
+    for component in &wanted.components {
+        let stored = records::stored_group(snapshot, wanted, component, 0);
+        let mut next = stored.clone();
+        if !wanted.paused {
+            records::resize(snapshot, wanted, component, &mut next);
+        }
+        groups.push(Group { snapshot, wanted, component, stored, next });
+    }
+    if wanted.paused {
+        plan.activities.push(working(
+            "Paused",
+            "spec.paused is set: the operator observes and keeps routes, and changes nothing else",
+        ));
+    } else {
+        keep::secret(snapshot, wanted, &groups, &mut plan);
+        keep::objects(snapshot, wanted, &groups, &mut plan);
+        for group in &mut groups {
+            for stage in STAGES {
+                if stage(group, &mut plan) {
+                    break;
+                }
+            }
+        }
+        keep::founding_record(snapshot, wanted, &groups, &mut plan);
+    }
+    let stored: Vec<_> = groups.iter().map(Group::stored_for_view).collect();
+    plan.view = Some(view::view(snapshot, wanted, &stored));
+    plan.groups = groups.into_iter().map(|group| group.next).collect();
+    plan
+}
+
+/// Plans one pass for a refused spec: records stay, nothing is touched.
+pub fn plan_refused(snapshot: &Snapshot) -> Plan {
+    let groups = snapshot.database.status.as_ref().map(|status| status.groups.clone()).unwrap_or_default();
+    Plan { groups, ..Plan::default() }
+}
+
+/// Whether a member's agent says now that it leads.
+pub(crate) fn reports_leader(snapshot: &Snapshot, member: &str) -> bool {
+    let status = snapshot.agents.get(member).and_then(Observed::known);
+    status.and_then(|status| status.role.as_ref()).is_some_and(|role| role.role == Role::Leader)
+}
+
+pub(crate) fn working(reason: &'static str, message: impl Into<String>) -> Activity {
+    Activity { kind: ActivityKind::Working, reason, message: message.into() }
+}
+
+pub(crate) fn stuck(reason: &'static str, message: impl Into<String>) -> Activity {
+    Activity { kind: ActivityKind::Stuck, reason, message: message.into() }
+}
+
+impl Group<'_> {
+    /// The record that members are told: members that this pass adds are told at once, other changes once they are stored.
+    fn stored_for_view(&self) -> GroupStatus {
+        let mut group = self.stored.clone();
+        for member in &self.next.members {
+            if !group.members.iter().any(|known| known.name == member.name) {
+                group.members.push(member.clone());
+            }
+        }
+        group.members.sort_by_key(|member| member.ordinal);
+        group
+    }
+
+    /// The report of a member's agent, when it is known now.
+    pub(crate) fn agent(&self, member: &str) -> Option<&MemberStatus> {
+        self.snapshot.agents.get(member).and_then(Observed::known)
+    }
+
+    /// Whether the member's engine is up.
+    pub(crate) fn is_running(&self, member: &str) -> bool {
+        self.agent(member).is_some_and(|status| status.engine.phase == EnginePhase::Running)
+    }
+
+    /// Whether the member's engine is up and says that it can serve its role.
+    pub(crate) fn is_ready(&self, member: &str) -> bool {
+        self.is_running(member)
+            && self.agent(member).and_then(|status| status.health.as_ref()).is_some_and(|health| health.ready)
+    }
+
+    /// The member that leads: the decided one, else one that says so.
+    pub(crate) fn leader(&self) -> Option<String> {
+        let says_so = || self.stored.members.iter().find(|member| reports_leader(self.snapshot, &member.name));
+        self.stored.leader.clone().or_else(|| says_so().map(|member| member.name.clone()))
+    }
+
+    /// Joined members other than `subject` whose engine is up, the leader first.
+    pub(crate) fn survivors(&self, subject: &str) -> Vec<&MemberRecord> {
+        use backlot_standard::request::MemberState::Joined;
+        let leader = self.leader();
+        let mut members: Vec<_> = self
+            .stored
+            .members
+            .iter()
+            .filter(|member| member.name != subject && member.state == Joined && self.is_running(&member.name))
+            .collect();
+        members.sort_by_key(|member| (leader.as_deref() != Some(&member.name), member.ordinal));
+        members
+    }
+
+    /// The member on which `verb` runs for `subject`, by the image's rule; `None` when there is none now.
+    pub(crate) fn place(&self, verb: Verb, subject: &str) -> Option<String> {
+        match self.wanted.manifest.rule(verb).runs_on {
+            RunsOn::Self_ => self.agent(subject).map(|_| subject.to_owned()),
+            RunsOn::Leader => self.leader().filter(|leader| self.is_running(leader)),
+            RunsOn::Survivor | RunsOn::Any | RunsOn::Every => {
+                self.survivors(subject).first().map(|member| member.name.clone())
+            }
+        }
+    }
+
+    /// What is known of an operation.
+    pub(crate) fn report(&self, id: &str) -> Option<&OperationReport> {
+        self.snapshot
+            .agents
+            .values()
+            .filter_map(Observed::known)
+            .flat_map(|status| &status.operations)
+            .find(|report| report.id == id)
+    }
+
+    /// An operation on `member` about `subject`.
+    pub(crate) fn operation(&self, member: &str, id: String, act: Act, reason: Reason, subject: &str) -> Operation {
+        let via = self.survivors(subject).first().map(|survivor| survivor.name.clone()).filter(|via| via != member);
+        Operation {
+            member: member.to_owned(),
+            request: OperationRequest {
+                id,
+                operator_epoch: self.snapshot.operator.epoch,
+                view_generation: 0,
+                act,
+                reason,
+                subject: (member != subject).then(|| subject.to_owned()),
+                via,
+                params: serde_json::Map::new(),
+            },
+        }
+    }
+
+    /// Name of the group in operation ids and messages.
+    pub(crate) fn title(&self) -> String {
+        format!("{}-{}", self.stored.component, self.stored.shard)
+    }
+
+    pub(crate) fn next_member(&mut self, name: &str) -> Option<&mut MemberRecord> {
+        self.next.members.iter_mut().find(|member| member.name == name)
+    }
+}
+
+/// Why an operation that was reported is not done, in words.
+pub(crate) fn trouble(report: &OperationReport) -> String {
+    let result = &report.result;
+    let blockers: Vec<_> = result
+        .blockers
+        .iter()
+        .map(|blocker| format!("{}: {}. {}", blocker.object, blocker.reason, blocker.hint))
+        .collect();
+    match (&result.error, blockers.is_empty()) {
+        (_, false) => blockers.join("; "),
+        (Some(error), true) => format!("{}: {}", error.code, error.message),
+        (None, true) => format!("ended with {:?} after {} attempts", report.exit, report.attempts),
+    }
+}
+
+/// Progress of an operation that runs, in words; empty when it tells none.
+pub(crate) fn progress(report: Option<&OperationReport>) -> String {
+    report
+        .and_then(|report| report.result.progress.as_ref())
+        .map(|progress| {
+            format!(
+                " ({:.0} %{}{})",
+                progress.fraction * 100.0,
+                if progress.note.is_empty() { "" } else { ", " },
+                progress.note
+            )
+        })
+        .unwrap_or_default()
+}
+
+/// Claims of a member by volume name.
+pub(crate) fn claims_of(wanted: &Wanted, member: &str) -> BTreeMap<String, String> {
+    let volumes = wanted.manifest.volumes.iter().enumerate();
+    volumes
+        .map(|(index, volume)| (volume.name.clone(), crate::names::claim(member, &volume.name, index == 0)))
+        .collect()
+}

@@ -1,0 +1,72 @@
+//! Rolling restart: one member at a time, only while all others are well and the engine agrees.
+
+use backlot_standard::operation::Act;
+use backlot_standard::request::{MemberState, Reason};
+use backlot_standard::result::ClusterHealth;
+use backlot_standard::verb::Verb;
+
+use super::{Group, Plan, stuck, working};
+use crate::records;
+use crate::snapshot::{Observed, Question};
+
+/// Restarts the next member whose settings wait for it. Busy while any waits.
+pub(super) fn restart(group: &mut Group<'_>, plan: &mut Plan) -> bool {
+    let waits: Vec<_> = group
+        .stored
+        .members
+        .iter()
+        .filter(|member| group.agent(&member.name).is_some_and(|status| !status.config.pending_restart.is_empty()))
+        .collect();
+    let order = records::roll_order(group.snapshot, group.wanted, &group.stored, waits.clone());
+    let Some(member) = order.first() else { return false };
+    let (name, left) = (member.name.clone(), waits.len());
+    if let Some(unwell) = first_unwell(group, &name) {
+        plan.activities
+            .push(working("RestartWaits", format!("{left} members wait for a restart; {unwell} must be well first")));
+        return true;
+    }
+    if group.wanted.has(Verb::CanDisrupt) && group.stored.members.len() > 1 {
+        match group.snapshot.answers.disruptions.get(&name) {
+            None => {
+                let member = group.place(Verb::CanDisrupt, &name).unwrap_or_else(|| name.clone());
+                plan.questions.push(Question::CanDisrupt { member, subject: name });
+                return true;
+            }
+            Some(Observed::Known(answer)) if answer.allowed.contains(&name) => {}
+            Some(Observed::Known(_) | Observed::Absent) => {
+                plan.activities
+                    .push(working("RestartWaits", format!("{name} waits: the engine does not allow its restart now")));
+                return true;
+            }
+            Some(Observed::Unknown(why)) => {
+                plan.activities.push(stuck("RestartWaits", format!("{name} waits: {why}")));
+                return true;
+            }
+        }
+    }
+    let Some(status) = group.agent(&name) else { return true };
+    let keys = status.config.pending_restart.join(", ");
+    // The id names the engine's run that is to end, so that it can never apply to a later one.
+    let id = format!("restart/{name}/{}/{}", status.boot_id, status.engine.starts);
+    plan.activities.push(working(
+        "Restarting",
+        format!("{name} restarts for {keys}; {left} of {} members left", group.stored.members.len()),
+    ));
+    plan.operations.push(group.operation(&name, id, Act::Restart, Reason::Config, &name));
+    true
+}
+
+/// A member other than `subject` that must be well before `subject` may go down.
+fn first_unwell(group: &Group<'_>, subject: &str) -> Option<String> {
+    let others = group.stored.members.iter().filter(|member| member.name != subject);
+    others
+        .filter(|member| {
+            let cluster =
+                group.agent(&member.name).and_then(|status| status.health.as_ref()).map(|health| health.cluster);
+            let is_well =
+                group.is_ready(&member.name) && matches!(cluster, Some(ClusterHealth::Ok | ClusterHealth::Unknown));
+            member.state == MemberState::Joined && !is_well
+        })
+        .map(|member| member.name.clone())
+        .next()
+}

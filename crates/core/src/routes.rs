@@ -1,0 +1,95 @@
+//! Routes to a leader: endpoint slices written by every operator replica, guarded by lineage and epoch, only ever upwards.
+
+use backlot_api::labels::ROUTE_EPOCH;
+use backlot_standard::result::Role;
+use backlot_standard::status::{EnginePhase, MemberStatus};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::build::{self, Kind, Object};
+use crate::names;
+use crate::plan::Write;
+use crate::snapshot::{Observed, Snapshot, annotation};
+use crate::validate::Wanted;
+
+/// Writes that bring the slices to what members report. Absence changes nothing: a leader that is not heard of keeps its route
+/// until another one of a newer epoch reports, or until it reports itself that it does not lead.
+pub fn routes(snapshot: &Snapshot, wanted: &Wanted) -> Vec<Write> {
+    if !build::has_leader(wanted) {
+        return vec![];
+    }
+    let members: Vec<_> = snapshot.agents.iter().filter_map(|(name, status)| Some((name, status.known()?))).collect();
+    let leader = members
+        .iter()
+        .filter(|(_, status)| status.role.as_ref().is_some_and(|role| role.role == Role::Leader && role.writable))
+        .max_by_key(|(_, status)| term(snapshot, status));
+    let writable = names::service(&wanted.name);
+    let read_only = names::read_only_service(&wanted.name);
+    let lives = |name: &str| snapshot.objects.slices.iter().find(|slice| slice.metadata.name.as_deref() == Some(name));
+    let mut writes = vec![];
+    let endpoints = |filter: &dyn Fn(&MemberStatus) -> bool| -> Vec<(String, String, bool)> {
+        members
+            .iter()
+            .filter(|(_, status)| filter(status) && !status.address.is_empty())
+            .map(|(name, status)| ((*name).clone(), status.address.clone(), true))
+            .collect()
+    };
+    if let Some((name, status)) = leader {
+        let route = format!("0.{}", term(snapshot, status));
+        let to_leader = endpoints(&|other| other.member == **name);
+        writes.extend(write(wanted, &writable, &route, &to_leader, lives(&writable)));
+        let followers = endpoints(&|other| is_readable_follower(other));
+        writes.extend(write(wanted, &read_only, &route, &followers, lives(&read_only)));
+    } else {
+        // The member behind the present route says itself that it takes no writes: take it out of the route.
+        let live = lives(&writable);
+        let target =
+            live.and_then(|slice| slice.endpoints.first()?.target_ref.as_ref()?.name.clone());
+        let denies = target.and_then(|name| snapshot.agents.get(&name).and_then(Observed::known).cloned());
+        if let Some(status) = denies.filter(|status| status.role.as_ref().is_some_and(|role| !role.writable)) {
+            let route = live.and_then(|slice| annotation(slice, ROUTE_EPOCH)).unwrap_or("0.0").to_owned();
+            debug_assert!(!status.member.is_empty());
+            writes.extend(write(wanted, &writable, &route, &[], live));
+        }
+    }
+    writes
+}
+
+fn term(snapshot: &Snapshot, status: &MemberStatus) -> u64 {
+    let decided = || {
+        let groups = snapshot.database.status.iter().flat_map(|status| &status.groups);
+        groups.filter(|group| group.leader.as_deref() == Some(&status.member)).map(|group| group.epoch).max()
+    };
+    status.role.as_ref().and_then(|role| role.term).or_else(decided).unwrap_or(0)
+}
+
+fn is_readable_follower(status: &MemberStatus) -> bool {
+    status.engine.phase == EnginePhase::Running
+        && status.role.as_ref().is_some_and(|role| role.role == Role::Follower)
+        && status.health.as_ref().is_some_and(|health| health.ready)
+}
+
+fn write(
+    wanted: &Wanted,
+    service: &str,
+    route: &str,
+    endpoints: &[(String, String, bool)],
+    live: Option<&EndpointSlice>,
+) -> Option<Write> {
+    let object = build::slice(wanted, service, route, endpoints);
+    let Some(live) = live else { return Some(Write::Create(object)) };
+    let value = serde_json::to_value(live).ok()?;
+    if build::covers(&value, &object.body)
+        || (endpoints.is_empty() && live.endpoints.is_empty())
+    {
+        return None;
+    }
+    let number = |text: &str| text.split('.').map(|part| part.parse::<u64>().unwrap_or(0)).collect::<Vec<_>>();
+    let present = annotation(live, ROUTE_EPOCH).map(number).unwrap_or_default();
+    if number(route) < present {
+        return None;
+    }
+    let mut object: Object = object.at(&value);
+    object.body["metadata"]["resourceVersion"] = value["metadata"]["resourceVersion"].clone();
+    debug_assert_eq!(object.kind, Kind::Slice);
+    Some(Write::Apply(object))
+}

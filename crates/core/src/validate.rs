@@ -1,0 +1,336 @@
+//! From what was typed to what is meant, or every reason why not. Raw CRD types stop here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use backlot_api::Database;
+use backlot_api::database::{ComponentOverride, DeletionPolicy, Placement};
+use backlot_standard::config::{self, Apply};
+use backlot_standard::manifest::{Component, DurabilityLevel, Manifest};
+use backlot_standard::verb::Verb;
+use kube::ResourceExt;
+
+use crate::names;
+use crate::quantity;
+use crate::records::{self, Founding};
+use crate::snapshot::{ImageFacts, Snapshot};
+
+/// Size of a volume when the user gives none.
+const DEFAULT_STORAGE_BYTES: u64 = 1 << 30;
+
+/// What is wanted, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// Name of the Database.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its class.
+    pub class: String,
+    /// UID of the Database object, owner of everything but volumes and the cluster's Secret.
+    pub owner_uid: String,
+    /// Identity of the cluster.
+    pub cluster_uid: String,
+    /// Name for the engine.
+    pub engine_name: String,
+    /// Version as the class names it.
+    pub class_version: String,
+    /// Image, pinned by digest.
+    pub image: String,
+    /// Image pull Secrets.
+    pub pull_secrets: Vec<String>,
+    /// Manifest of the image.
+    pub manifest: Manifest,
+    /// Verbs of the image.
+    pub verbs: BTreeSet<Verb>,
+    /// Components in the manifest's order.
+    pub components: Vec<WantedComponent>,
+    /// Durability.
+    pub durability: Option<DurabilityLevel>,
+    /// Placement.
+    pub placement: Placement,
+    /// StorageClass.
+    pub storage_class: Option<String>,
+    /// What becomes of volumes.
+    pub deletion_policy: DeletionPolicy,
+    /// Hands off.
+    pub paused: bool,
+    /// The founding record of volumes that are taken back.
+    pub adopted: Option<Founding>,
+}
+
+/// What is wanted of a component.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WantedComponent {
+    /// What the manifest says of it.
+    pub component: Component,
+    /// Members of each group.
+    pub members: u32,
+    /// Memory limit and request in bytes.
+    pub memory_bytes: u64,
+    /// CPU limit and request in thousandths; 0 = none.
+    pub cpu_millis: u64,
+    /// Size of each volume in bytes.
+    pub storage_bytes: u64,
+    /// Settings.
+    pub config: BTreeMap<String, String>,
+}
+
+impl Wanted {
+    /// Whether the image has the verb.
+    pub fn has(&self, verb: Verb) -> bool {
+        self.verbs.contains(&verb)
+    }
+}
+
+/// Why a spec is refused. Nothing that runs is touched while there is one; reverting the field recovers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// CamelCase, stable: condition reason, event reason and metric label.
+    pub reason: &'static str,
+    /// Field, value, why, and what to do.
+    pub message: String,
+}
+
+fn refuse(reason: &'static str, message: impl Into<String>) -> Refusal {
+    Refusal { reason, message: message.into() }
+}
+
+/// Checks a snapshot's spec against its image and what exists.
+///
+/// # Errors
+/// Every refusal, at least one.
+pub fn validate(snapshot: &Snapshot) -> Result<Wanted, Vec<Refusal>> {
+    let image = match &snapshot.image {
+        ImageFacts::Usable(image) => image,
+        ImageFacts::Refused { reason, message } => return Err(vec![refuse(reason, message.clone())]),
+    };
+    let database = &snapshot.database;
+    let mut refusals = vec![];
+    let identity = records::identity(snapshot).unwrap_or_else(|refusal| {
+        refusals.push(refusal);
+        records::Identity { cluster_uid: database.uid().unwrap_or_default(), adopted: None }
+    });
+    let founding = records::founding(snapshot);
+    refusals.extend(checks(database, &image.manifest, &image.class_version));
+    let components: Vec<_> = image
+        .manifest
+        .components
+        .iter()
+        .map(|component| want_component(database, &image.manifest, component, founding.as_ref(), &mut refusals))
+        .collect();
+    let durability = want_durability(database, &image.manifest, &components, &mut refusals);
+    check_storage(snapshot, &components, &mut refusals);
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    let name = database.name_any();
+    Ok(Wanted {
+        engine_name: names::engine_name(&name, &identity.cluster_uid),
+        name,
+        namespace: database.namespace().unwrap_or_default(),
+        class: database.spec.class.clone(),
+        owner_uid: database.uid().unwrap_or_default(),
+        cluster_uid: identity.cluster_uid,
+        class_version: image.class_version.clone(),
+        image: image.pinned.clone(),
+        pull_secrets: image.pull_secrets.clone(),
+        manifest: image.manifest.clone(),
+        verbs: image.verbs.clone(),
+        components,
+        durability,
+        placement: database.spec.placement.clone(),
+        storage_class: database.spec.storage.class_name.clone(),
+        deletion_policy: database.spec.deletion_policy,
+        paused: database.spec.paused,
+        adopted: identity.adopted,
+    })
+}
+
+/// Checks that need no component.
+fn checks(database: &Database, manifest: &Manifest, class_version: &str) -> Vec<Refusal> {
+    let mut refusals = vec![];
+    let name = database.name_any();
+    if name.len() > names::LONGEST_DATABASE_NAME {
+        let length = name.len();
+        refusals.push(refuse("NameTooLong", format!("metadata.name: {length} characters; at most 32 are allowed")));
+    }
+    let current = database.status.as_ref().and_then(|status| status.class_version.as_deref());
+    if let Some(current) = current
+        && current != class_version
+    {
+        refusals.push(refuse(
+            "UpgradeNotSupported",
+            format!("spec.version: {current} → {class_version} refused: this operator cannot upgrade yet. Set spec.version back to {current}"),
+        ));
+    }
+    for component in database.spec.components.keys() {
+        if manifest.component(component).is_none() {
+            let known: Vec<_> = manifest.components.iter().map(|component| component.name.as_str()).collect();
+            refusals.push(refuse(
+                "UnknownComponent",
+                format!(
+                    "spec.components.{component}: {} has no such component; it has {}",
+                    manifest.engine,
+                    known.join(", ")
+                ),
+            ));
+        }
+    }
+    refusals
+}
+
+fn want_component(
+    database: &Database,
+    manifest: &Manifest,
+    component: &Component,
+    founding: Option<&Founding>,
+    refusals: &mut Vec<Refusal>,
+) -> WantedComponent {
+    let spec = &database.spec;
+    let none = ComponentOverride::default();
+    let changed = spec.components.get(&component.name).unwrap_or(&none);
+    let (members, field) = match (changed.members, spec.members) {
+        (Some(members), _) => (members, format!("spec.components.{}.members", component.name)),
+        (None, members) => (members.unwrap_or(component.members.default), "spec.members".to_owned()),
+    };
+    check_members(manifest, component, members, &field, refusals);
+    let mut config: BTreeMap<_, _> =
+        spec.config.iter().map(|(key, value)| (key.clone(), quantity::text(value))).collect();
+    config.extend(changed.config.iter().map(|(key, value)| (key.clone(), quantity::text(value))));
+    check_config(manifest, &config, founding, refusals);
+    let resources = changed.resources.as_ref().unwrap_or(&spec.resources);
+    let mut parse = |field: &str, quantity: Option<&_>, default, parser: fn(&_) -> Option<u64>| match quantity {
+        None => default,
+        Some(quantity) => parser(quantity).unwrap_or_else(|| {
+            let text = quantity::text(quantity);
+            refusals.push(refuse(
+                "QuantityRefused",
+                format!("{field}: `{text}` is no quantity; use e.g. 500m, 2, 512Mi, 2Gi"),
+            ));
+            default
+        }),
+    };
+    let memory_bytes =
+        parse("spec.resources.memory", resources.memory.as_ref(), component.minimum_memory_bytes, quantity::bytes);
+    let cpu_millis = parse("spec.resources.cpu", resources.cpu.as_ref(), 0, quantity::millis);
+    let size = changed.storage_size.as_ref().or(spec.storage.size.as_ref());
+    let storage_bytes = parse("spec.storage.size", size, DEFAULT_STORAGE_BYTES, quantity::bytes);
+    if memory_bytes < component.minimum_memory_bytes {
+        let least = component.minimum_memory_bytes >> 20;
+        refusals.push(refuse(
+            "MemoryTooSmall",
+            format!(
+                "spec.resources.memory: {} needs at least {least}Mi per member of {}",
+                manifest.engine, component.name
+            ),
+        ));
+    }
+    WantedComponent { component: component.clone(), members, memory_bytes, cpu_millis, storage_bytes, config }
+}
+
+fn check_members(manifest: &Manifest, component: &Component, members: u32, field: &str, refusals: &mut Vec<Refusal>) {
+    let count = component.members;
+    let engine = &manifest.engine;
+    if members < count.min || members > count.max {
+        let (min, max) = (count.min, count.max);
+        refusals.push(refuse(
+            "MembersRefused",
+            format!("{field}: {members} refused: {engine} has {min} to {max} members. Use a number in that range"),
+        ));
+    } else if count.odd && members.is_multiple_of(2) {
+        let (fewer, more) = (members - 1, members + 1);
+        refusals.push(refuse(
+            "MembersRefused",
+            format!(
+                "{field}: {members} refused: {engine} keeps a quorum with odd numbers; {members} members tolerate no more failures than {fewer}. Use {fewer} or {more}"
+            ),
+        ));
+    }
+}
+
+fn check_config(
+    manifest: &Manifest,
+    values: &BTreeMap<String, String>,
+    founding: Option<&Founding>,
+    refusals: &mut Vec<Refusal>,
+) {
+    for (key, error) in config::check_all(&manifest.config, values) {
+        refusals.push(refuse("SettingRefused", format!("spec.config.{key}: {error}")));
+    }
+    let Some(founding) = founding else { return };
+    for (key, setting) in manifest.config.iter().filter(|(_, setting)| setting.apply == Apply::Immutable) {
+        let (was, is) = (founding.immutable.get(key), values.get(key));
+        if was != is {
+            let show =
+                |value: Option<&String>| value.map_or_else(|| "the default".to_owned(), |value| format!("`{value}`"));
+            let default = setting.default.as_ref().map(ToString::to_string).unwrap_or_default();
+            refusals.push(refuse(
+                "SettingImmutable",
+                format!(
+                    "spec.config.{key}: {} refused: it cannot change after the cluster was founded with {} {default}. Set it back",
+                    show(is),
+                    show(was)
+                ),
+            ));
+        }
+    }
+}
+
+fn want_durability(
+    database: &Database,
+    manifest: &Manifest,
+    components: &[WantedComponent],
+    refusals: &mut Vec<Refusal>,
+) -> Option<DurabilityLevel> {
+    let level = database.spec.durability.or_else(|| manifest.durability.first().map(|claim| claim.level))?;
+    if !manifest.durability.iter().any(|claim| claim.level == level) {
+        let known: Vec<_> = manifest.durability.iter().map(|claim| format!("{:?}", claim.level)).collect();
+        let known = if known.is_empty() { "none; leave it out".to_owned() } else { known.join(", ") };
+        refusals.push(refuse(
+            "DurabilityRefused",
+            format!("spec.durability: {level:?} refused: {} offers {known}", manifest.engine),
+        ));
+    }
+    let explicit = database.spec.durability == Some(DurabilityLevel::Quorum);
+    if explicit && let Some(small) = components.iter().find(|component| component.members == 2) {
+        refusals.push(refuse(
+            "DurabilityRefused",
+            format!(
+                "spec.durability: Quorum refused with 2 members of {}: the loss of either would stop writes. Use 3 members, or Async",
+                small.component.name
+            ),
+        ));
+    }
+    Some(level)
+}
+
+/// Volumes only grow; growing existing ones is not done yet, so that it is refused rather than half done.
+fn check_storage(snapshot: &Snapshot, components: &[WantedComponent], refusals: &mut Vec<Refusal>) {
+    for component in components {
+        for claim in &snapshot.objects.claims {
+            let is_ours =
+                crate::snapshot::label(claim, backlot_api::labels::COMPONENT) == Some(&component.component.name);
+            let size = claim
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.resources.as_ref()?.requests.as_ref()?.get("storage"))
+                .and_then(|quantity| {
+                    quantity::bytes(&k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String(
+                        quantity.0.clone(),
+                    ))
+                });
+            if let Some(size) = size
+                && is_ours
+                && size != component.storage_bytes
+            {
+                let (name, has, wants) = (claim.name_any(), size >> 20, component.storage_bytes >> 20);
+                let why = if wants < has { "volumes never shrink" } else { "this operator cannot grow volumes yet" };
+                refusals.push(refuse(
+                    "StorageChangeRefused",
+                    format!("spec.storage.size: {wants}Mi refused: the volume of {name} has {has}Mi and {why}. Set it back to {has}Mi"),
+                ));
+                return;
+            }
+        }
+    }
+}
