@@ -277,6 +277,42 @@ fn local_links_in_documents_lead_somewhere() {
 }
 
 #[test]
+fn every_reason_is_in_the_runbook() {
+    let runbook = fs::read_to_string(root().join("docs/runbook.md")).unwrap();
+    let mut findings = BTreeSet::new();
+    let places = ["crates/core/src/", "crates/operator/src/", "crates/agent/src/pilot/"];
+    for (name, text) in texts().filter(|(name, _)| places.iter().any(|place| name.starts_with(place))) {
+        let code: Vec<&str> = lines_of_code(&text).map(|(_, line)| line.trim()).collect();
+        for reason in reasons(&code.join("\n")) {
+            if !runbook.contains(&format!("`{reason}`")) {
+                findings.insert(format!("{name}: {reason}"));
+            }
+        }
+    }
+    let findings: Vec<String> = findings.into_iter().collect();
+    assert_none(&findings, "Say in docs/runbook.md what it means and what to do.");
+}
+
+/// CamelCase reasons that code hands to what makes conditions, refusals, events and blocks.
+fn reasons(code: &str) -> Vec<String> {
+    let makers = ["refuse(", "refused(", "working(", "stuck(", "blocked(", "block(", "reason: ", "event("];
+    let mut found = vec![];
+    for maker in makers {
+        for (at, _) in code.match_indices(maker) {
+            let Some(rest) = code[at + maker.len()..].trim_start().strip_prefix('"') else { continue };
+            let reason = rest.split('"').next().unwrap_or_default();
+            let is_reason = reason.starts_with(|c: char| c.is_ascii_uppercase())
+                && reason.len() > 2
+                && reason.chars().all(char::is_alphanumeric);
+            if is_reason {
+                found.push(reason.to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[test]
 fn files_and_functions_stay_small() {
     let mut over: BTreeMap<String, usize> = BTreeMap::new();
     for (name, text) in texts() {
@@ -381,4 +417,8 @@ fn the_checks_themselves_find_what_they_look_for() {
     assert!(!contains_at_word_start("/run/db/home/x", "/home/") && !contains_at_word_start("mktemp XXXXXX", "XXX"));
     let code: Vec<_> = lines_of_code("a\n// tokio::\nb\n#[cfg(test)]\nc").collect();
     assert_eq!(code, [(1, "a"), (3, "b")]);
+    assert_eq!(
+        reasons("stuck(\n\"LeaveFailed\", x); trim(\"NotOne\"); Event { reason: \"Founded\" }"),
+        ["LeaveFailed", "Founded"]
+    );
 }
