@@ -28,6 +28,10 @@ const RECIPE: &[&str] = &[
     "--dpkgopt=path-exclude=/usr/share/lintian/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
     "--dpkgopt=path-exclude=/usr/share/man/*",
+    // Downloaded packages and apt's own caches are not kept in a layer.
+    "--customize-hook=printf '%s\\n' 'APT::Keep-Downloaded-Packages \"false\";' 'Dir::Cache::pkgcache \"\";' \
+     'Dir::Cache::srcpkgcache \"\";' 'DPkg::Post-Invoke { \"rm -f /var/cache/apt/archives/*.deb || true\"; };' \
+     > \"$1/etc/apt/apt.conf.d/docker-clean\"; rm -f \"$1\"/var/cache/apt/*.bin",
 ];
 
 /// What the base is made from, for the content hash of the images on it.
