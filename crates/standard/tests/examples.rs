@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use backlot_standard::manifest::Manifest;
-use backlot_standard::result::{Exit, HealthOutput, RenderOutput, RetryNeed, RoleOutput, VerbResult};
+use backlot_standard::result::{Exit, HealthOutput, ProcessHealth, RenderOutput, RetryNeed, RoleOutput, VerbResult};
 use backlot_standard::verb::Verb;
 use serde_json::Value;
 
@@ -146,7 +146,8 @@ fn the_example_tells_no_from_no_answer() {
     let health = |curl: &str| output::<HealthOutput>(Call::new(curl).verb(Verb::Health).1);
     assert!(health("printf 200").ready);
     assert!(!health("printf 503").ready);
-    assert_eq!(health("printf 000; exit 7").reasons, ["NoAnswer"]);
+    assert_eq!(health("printf 000; exit 7").process, ProcessHealth::Starting);
+    assert_eq!(health("printf 000; exit 28").process, ProcessHealth::Hung);
     let (exit, result) = Call::new("echo leader").verb(Verb::Role);
     assert!(exit == Exit::Done && output::<RoleOutput>(result).writable);
     assert_eq!(Call::new("exit 7").verb(Verb::Role), (Exit::Unknown, VerbResult::default()));
