@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -154,4 +155,61 @@ fn every_verb_and_exit_code_has_its_place_in_the_specification() {
         let stated = exit != Exit::Unknown || code == 31;
         assert_eq!(text.contains(&row), stated, "the row of exit code {code} in §7.1: {row}");
     }
+}
+
+/// Names of fields and values of enumerations anywhere in a schema.
+fn names_in(schema: &Value, names: &mut BTreeSet<String>) {
+    match schema {
+        Value::Object(object) => {
+            if let Some(Value::Object(fields)) = object.get("properties") {
+                names.extend(fields.keys().cloned());
+            }
+            if let Some(Value::Array(values)) = object.get("enum") {
+                names.extend(values.iter().filter_map(Value::as_str).map(str::to_owned));
+            }
+            names.extend(object.get("const").and_then(Value::as_str).map(str::to_owned));
+            object.values().for_each(|value| names_in(value, names));
+        }
+        Value::Array(values) => values.iter().for_each(|value| names_in(value, names)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[test]
+fn every_field_and_value_of_the_schemas_is_in_the_specification() {
+    let text = fs::read_to_string(standard_dir().join("SPEC.md")).unwrap();
+    let words: BTreeSet<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
+    let mut names = BTreeSet::new();
+    for schema in ["manifest", "request", "result"] {
+        let path = standard_dir().join(format!("schemas/{schema}.schema.json"));
+        names_in(&serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap(), &mut names);
+    }
+    assert!(names.contains("raiseFirstOn") && names.contains("partlyLost"), "the schemas were not read");
+    let missing: Vec<_> = names.iter().filter(|name| !words.contains(name.as_str())).collect();
+    assert!(missing.is_empty(), "SPEC.md does not say what these are: {missing:?}");
+}
+
+#[test]
+fn every_variable_that_a_verb_gets_is_in_the_specification() {
+    let text = fs::read_to_string(standard_dir().join("SPEC.md")).unwrap();
+    let request: Request = serde_json::from_value(json!({
+        "standard": STANDARD, "verb": "role", "operationId": "op", "attempt": 1, "deadlineSeconds": 10,
+        "cluster": {"uid": "u", "name": "n", "engineName": "n-u", "epoch": 1, "founded": true, "founding": false},
+        "self": "n-0", "members": [], "plan": {"current": 1, "target": 1, "joining": [], "leaving": []},
+        "intent": {"role": "none", "epoch": 1}, "resources": {"memoryBytes": 1, "cpuMillis": 1, "volumes": {}},
+        "config": {}, "reason": "poll"
+    }))
+    .unwrap();
+    for (variable, _) in backlot_standard::environment::scalars(&request) {
+        let family = ["DB_LEADER_", "DB_SUBJECT_", "DB_VIA_"].iter().find(|family| variable.starts_with(*family));
+        let shown = family.map_or_else(|| format!("`{variable}`"), |family| format!("`{family}…`"));
+        assert!(text.contains(&shown), "SPEC.md §6.1 lacks {variable}");
+    }
+}
+
+#[test]
+fn the_specification_is_that_of_this_version() {
+    let text = fs::read_to_string(standard_dir().join("SPEC.md")).unwrap();
+    assert_eq!(text.lines().next(), Some(format!("# The Database Image Standard, version {STANDARD}").as_str()));
+    assert!(fs::read_to_string(standard_dir().join("CHANGELOG.md")).unwrap().contains(&format!("## {STANDARD}")));
 }
