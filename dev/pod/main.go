@@ -118,7 +118,8 @@ func write(path, text string) error {
 	return errors.Join(err, file.Sync(), file.Close())
 }
 
-// fill writes so many bytes, or says at how many the file system was full.
+// fill writes so many bytes, or says at how many the file system was full. It waits for the disk all along: written pages count
+// as memory of the container until they are on it.
 func fill(path, wanted string) error {
 	total, err := strconv.ParseInt(wanted, 10, 64)
 	if err != nil {
@@ -136,6 +137,9 @@ func fill(path, wanted string) error {
 	for written := int64(0); written < total; {
 		count, err := file.Write(block[:min(int64(len(block)), total-written)])
 		written += int64(count)
+		if err == nil && written%(8<<20) == 0 {
+			err = file.Sync()
+		}
 		if err != nil {
 			return fmt.Errorf("after %d bytes: %w", written, err)
 		}

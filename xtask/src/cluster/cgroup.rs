@@ -12,16 +12,17 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::slots::exclusive;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The hierarchies of this machine.
+/// The hierarchies of this machine. Version 1 has one per controller, version 2 one for all; many machines have both, with all
+/// controllers in version 1, and then the runtime puts containers into both.
 #[derive(Debug)]
-pub enum Hierarchies {
-    /// Version 1: each controller has its own.
-    Separate(Vec<PathBuf>),
-    /// Version 2: one for all.
-    Unified(PathBuf),
+pub struct Hierarchies {
+    separate: Vec<PathBuf>,
+    unified: Vec<PathBuf>,
 }
 
 impl Hierarchies {
@@ -40,29 +41,24 @@ impl Hierarchies {
                 .filter_map(|fields| fields.get(1).map(PathBuf::from))
                 .collect()
         };
-        let separate = of("cgroup");
-        if !separate.is_empty() {
-            return Ok(Self::Separate(separate));
+        let found = Self { separate: of("cgroup"), unified: of("cgroup2") };
+        if found.separate.is_empty() && found.unified.is_empty() {
+            bail!("no control groups are mounted: mount them at /sys/fs/cgroup");
         }
-        match of("cgroup2").into_iter().next() {
-            Some(root) => Ok(Self::Unified(root)),
-            None => bail!("no control groups are mounted: mount them at /sys/fs/cgroup"),
-        }
+        Ok(found)
     }
 
-    fn roots(&self) -> Vec<&Path> {
-        match self {
-            Self::Separate(roots) => roots.iter().map(PathBuf::as_path).collect(),
-            Self::Unified(root) => vec![root],
-        }
+    fn roots(&self) -> impl Iterator<Item = &Path> {
+        self.separate.iter().chain(&self.unified).map(PathBuf::as_path)
     }
 
     /// Makes a group in every hierarchy, ready to take processes or groups below it.
     pub fn create(&self, group: &Path) -> Result<()> {
+        let _lock = lock()?;
         for root in self.roots() {
             let mut folder = root.to_owned();
             for part in group {
-                if let Self::Unified(_) = self {
+                if self.unified.iter().any(|unified| unified == root) {
                     enable_controllers(&folder)?;
                 }
                 let above = folder.clone();
@@ -80,7 +76,7 @@ impl Hierarchies {
 
     /// The files to which a process writes its id in order to join the group.
     pub fn membership(&self, group: &Path) -> Vec<PathBuf> {
-        self.roots().into_iter().map(|root| root.join(group).join("cgroup.procs")).collect()
+        self.roots().map(|root| root.join(group).join("cgroup.procs")).collect()
     }
 
     /// Kills every process of the group and of those below it, and returns when none is left.
@@ -119,8 +115,9 @@ impl Hierarchies {
         members
     }
 
-    /// Removes the group and those below it; they must be empty.
+    /// Removes the group and those below it, which must be empty, and those above it that are empty then.
     pub fn remove(&self, group: &Path) -> Result<()> {
+        let _lock = lock()?;
         let started = Instant::now();
         for root in self.roots() {
             for folder in folders(&root.join(group)).into_iter().rev() {
@@ -135,14 +132,23 @@ impl Hierarchies {
                     std::thread::sleep(PAUSE);
                 }
             }
+            for above in group.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+                // It is refused while another cluster is in it.
+                let _ = fs::remove_dir(root.join(above));
+            }
         }
         Ok(())
     }
 
     /// The folders of the group that exist.
     pub fn existing(&self, group: &Path) -> Vec<PathBuf> {
-        self.roots().into_iter().map(|root| root.join(group)).filter(|folder| folder.exists()).collect()
+        self.roots().map(|root| root.join(group)).filter(|folder| folder.exists()).collect()
     }
+}
+
+/// Groups that several clusters share are made and removed by one run at a time.
+fn lock() -> Result<fs::File> {
+    exclusive(Path::new("/run/backlot/cgroups.lock"))
 }
 
 /// The folder and all below it, parents first.
@@ -171,6 +177,9 @@ fn inherit(above: &Path, own: &Path) -> Result<()> {
 fn enable_controllers(folder: &Path) -> Result<()> {
     let available = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
     let wanted: Vec<String> = available.split_whitespace().map(|name| format!("+{name}")).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
     let file = folder.join("cgroup.subtree_control");
     fs::write(&file, wanted.join(" ")).with_context(|| format!("write {}", file.display()))
 }
@@ -180,15 +189,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn separate_hierarchies_win_over_an_empty_unified_one() {
+    fn hierarchies_of_both_versions_are_used() {
         let table = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\ncgroup /sys/fs/cgroup/pids cgroup rw,pids 0 0\n";
         let found = Hierarchies::from_mounts(table).unwrap();
-        assert!(matches!(found, Hierarchies::Separate(roots) if roots == [PathBuf::from("/sys/fs/cgroup/pids")]));
+        let roots: Vec<&Path> = found.roots().collect();
+        assert_eq!(roots, [Path::new("/sys/fs/cgroup/pids"), Path::new("/sys/fs/cgroup/unified")]);
     }
 
     #[test]
-    fn a_unified_hierarchy_alone_is_used() {
-        let found = Hierarchies::from_mounts("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n").unwrap();
-        assert!(matches!(found, Hierarchies::Unified(root) if root == Path::new("/sys/fs/cgroup")));
+    fn a_machine_without_control_groups_is_refused() {
+        assert!(Hierarchies::from_mounts("tmpfs /tmp tmpfs rw 0 0\n").is_err());
     }
 }

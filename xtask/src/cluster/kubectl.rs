@@ -12,19 +12,32 @@ use super::run::output;
 #[derive(Clone, Debug)]
 pub struct Kubectl {
     program: PathBuf,
-    kubeconfig: PathBuf,
+    kubeconfig: Option<PathBuf>,
 }
 
 impl Kubectl {
     /// For the administrator of a local cluster.
     pub fn new(layout: &Layout) -> Self {
-        Self { program: layout.program("kubectl"), kubeconfig: layout.kubeconfig() }
+        Self::with(layout.program("kubectl"), layout.kubeconfig())
+    }
+
+    /// With a kubeconfig.
+    pub fn with(program: PathBuf, kubeconfig: PathBuf) -> Self {
+        Self { program, kubeconfig: Some(kubeconfig) }
+    }
+
+    /// With whatever kubeconfig the user has chosen.
+    pub fn current(program: PathBuf) -> Self {
+        Self { program, kubeconfig: None }
     }
 
     /// The command, to be completed.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.env("KUBECONFIG", &self.kubeconfig).args(arguments);
+        if let Some(kubeconfig) = &self.kubeconfig {
+            command.env("KUBECONFIG", kubeconfig);
+        }
+        command.args(arguments);
         command
     }
 

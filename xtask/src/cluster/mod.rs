@@ -7,17 +7,21 @@ mod build;
 mod certificates;
 mod cgroup;
 mod control_plane;
+mod current;
 mod down;
 mod faults;
 mod images;
+mod kind;
 mod kubectl;
 mod layout;
+mod local;
 mod network;
 mod node;
 mod packages;
 mod process;
 mod progress;
 mod run;
+mod selftest;
 mod slots;
 mod status;
 mod up;
@@ -26,27 +30,32 @@ use std::path::PathBuf;
 use std::process::Command as Process;
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
-use control_plane::Options;
-use kubectl::Kubectl;
 use layout::Layout;
-
-/// Which cluster.
-#[derive(Args, Debug)]
-pub struct Which {
-    /// The cluster's name; clusters of different names share nothing.
-    #[arg(long, env = "BACKLOT_CLUSTER", default_value = "dev", global = true)]
-    name: String,
-}
 
 /// `cargo xtask cluster …`
 #[derive(Args, Debug)]
 pub struct Arguments {
-    #[command(flatten)]
-    which: Which,
+    /// The cluster's name; clusters of different names share nothing.
+    #[arg(long, env = "BACKLOT_CLUSTER", default_value = "dev", global = true)]
+    name: String,
+    /// Who provides the cluster.
+    #[arg(long, env = "CLUSTER", default_value = "local", global = true)]
+    provider: Provider,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Who provides the cluster.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Provider {
+    /// This program, on this machine.
+    Local,
+    /// Somebody else: it is the one of the current kubeconfig.
+    Current,
+    /// kind, with the container engine of this machine.
+    Kind,
 }
 
 /// What to do with the cluster.
@@ -97,34 +106,21 @@ enum Command {
         /// The node.
         node: String,
     },
-    /// Run the CSI project's conformance suite on the storage driver.
+    /// Run the storage driver's tests, which include the CSI project's conformance suite.
     CsiSanity,
+    /// Prove, on clusters of its own, that the local cluster keeps its promises.
+    Selftest,
 }
 
-/// Runs a cluster command.
+/// Runs a cluster command on the cluster that `CLUSTER` chooses.
 pub fn run(arguments: Arguments) -> Result<()> {
-    let layout = Layout::new(&arguments.which.name)?;
-    match arguments.command {
-        Command::Up { fsync } => up::up(&layout, Options { fsync }),
-        Command::Down => down::down(&layout),
-        Command::Status => status::status(&layout),
-        Command::Env => {
-            println!("export KUBECONFIG={}", layout.kubeconfig().display());
-            println!("export PATH={}:$PATH", layout.programs().display());
-            Ok(())
-        }
-        Command::Kubectl { arguments } => {
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            become_process(&mut Kubectl::new(&layout).command(&arguments))
-        }
-        Command::LoadImage { archives } => archives.iter().try_for_each(|archive| {
-            progress::step(&format!("load {}", archive.display()), || images::load(&layout, archive))
-        }),
-        Command::KillNode { node } => faults::kill_node(&layout.node(&node)?),
-        Command::RestoreNode { node } => faults::restore_node(&layout.node(&node)?, Options { fsync: false }),
-        Command::Partition { node } => faults::partition(&layout.node(&node)?),
-        Command::Heal { node } => faults::heal(&layout.node(&node)?),
-        Command::CsiSanity => csi_sanity(),
+    if let Command::CsiSanity = arguments.command {
+        return csi_sanity();
+    }
+    match arguments.provider {
+        Provider::Local => local::run(&Layout::new(&arguments.name)?, arguments.command),
+        Provider::Current => current::run(arguments.command),
+        Provider::Kind => kind::run(&arguments.name, arguments.command),
     }
 }
 

@@ -176,6 +176,8 @@ fn kubelet_config(node: &Node, authority: &Authority) -> Result<String> {
         "volumePluginDir": directory.join("volume-plugins"),
         "maxPods": 110,
         "serializeImagePulls": false,
+        // A pod that runs learns of its grown volume at its next sync; by default that is a minute apart.
+        "syncFrequency": "10s",
         "nodeStatusUpdateFrequency": "5s",
         "nodeStatusReportFrequency": "1m",
         "nodeLeaseDurationSeconds": 20,
