@@ -23,6 +23,8 @@ use super::{members, outputs};
 
 /// Time between two looks at a running verb's processes.
 const LOOK: Duration = Duration::from_millis(4);
+/// Longest time that the container engine may take for a call, beside the verb's own.
+const ENGINE_TIME: Duration = Duration::from_secs(60);
 /// Most bytes of a result.
 const RESULT_BYTES: u64 = 1 << 20;
 /// Exit code of a failure whose effect is unknown.
@@ -160,25 +162,30 @@ fn spawn(trial: &Trial, member: &str, verb: Verb, folder: &Path, log: &Path, ord
     command.stdin(input).stdout(output).stderr(log).spawn().context("cannot start the container engine")
 }
 
-/// Waits for the end of a verb; `None` when it had to be killed.
+/// Waits for the end of a verb; `None` when it had to be killed. Time counts from when the verb itself is seen, because the
+/// container engine takes its own to start it.
 fn wait(child: &mut Child, space: &Space, marker: &str, limit: Duration, watch: &mut Watch) -> Result<Option<i32>> {
-    let started = Instant::now();
+    let called = Instant::now();
+    let mut started = None;
+    let mut killed = false;
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(status.code());
+            return Ok(status.code().filter(|_| !killed));
         }
         let processes = space.processes();
         watch.processes(&processes);
-        if started.elapsed() > limit {
-            for process in processes.iter().filter(|process| process.descends_from(marker)) {
+        let own = || processes.iter().filter(|process| process.descends_from(marker));
+        if started.is_none() && own().next().is_some() {
+            started = Some(Instant::now());
+        }
+        if started.is_some_and(|started| started.elapsed() > limit) {
+            killed = true;
+            for process in own() {
                 process.signal(Signal::SIGKILL);
             }
-            if started.elapsed() > limit + Duration::from_secs(10) {
-                bail!("the processes of a verb cannot be killed");
-            }
-            if child.try_wait()?.is_some() {
-                return Ok(None);
-            }
+        }
+        if called.elapsed() > limit + ENGINE_TIME {
+            bail!("the processes of a verb cannot be killed");
         }
         std::thread::sleep(LOOK);
     }

@@ -129,7 +129,7 @@ fn execute(trial: &Trial, script: &Path, limit: Duration) -> Result<()> {
     if fs::hard_link(&own, &program).is_err() {
         fs::copy(&own, &program)?;
     }
-    let db = format!("#!/bin/sh\nexec '{}' image db \"$@\"\n", program.display());
+    let db = format!("#!/bin/sh\nRUST_BACKTRACE=0 exec '{}' image db \"$@\"\n", program.display());
     store::write(&commands.join("db"), db.as_bytes(), 0o755)?;
     let mut path = vec![commands];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
