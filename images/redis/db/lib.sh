@@ -11,7 +11,7 @@ quote() { printf '"%s"' "$(printf '%s' "$1" | tr '\000-\037' ' ' | sed 's/[\\"]/
 answer() { printf '%s\n' "$1" > "$DB_RESULT.new" && mv "$DB_RESULT.new" "$DB_RESULT"; }
 done_() { answer "{\"changed\": ${1:-false}${2:+, \"output\": $2}}"; exit 0; }
 fail() { answer "{\"error\": {\"code\": $(quote "$2"), \"message\": $(quote "$3")}}"; exit "$1"; }
-pending() { answer "{\"progress\": {\"fraction\": $1, \"note\": $(quote "$2")}, \"changed\": true}"; exit 10; }
+pending() { answer "{\"progress\": {\"fraction\": $1, \"note\": $(quote "$2")}}"; exit 10; }
 later() { answer "{\"retry\": {\"afterSeconds\": $1}, \"warnings\": [$(quote "$2")]}"; exit 11; }
 refuse() { answer "{\"blockers\": [{\"object\": $(quote "$1"), \"reason\": $(quote "$2"), \"hint\": $(quote "$3")}]}"; exit 22; }
 
@@ -22,7 +22,8 @@ setting() {
 
 # bytes SIZE: 64MB, 64Mi, 1g as a number; units are binary, which Redis reads otherwise.
 bytes() {
-  printf '%s\n' "$1" | awk '{ power = index("kmgt", tolower(substr($0, match($0, /[a-zA-Z]/), RSTART > 0))); printf "%.0f\n", $0 * 1024 ^ power }'
+  printf '%s\n' "$1" | awk '{ unit = tolower($0); gsub(/[^a-z]/, "", unit); unit = substr(unit, 1, 1)
+    printf "%.0f\n", $0 * 1024 ^ (unit == "" ? 0 : index("kmgt", unit)) }'
 }
 
 # joined: number of members that are part of the group, this one included when it is.
@@ -43,7 +44,7 @@ settings() {
   while read -r key kind fallback; do
     value=$(setting "$key" "$fallback")
     case $kind in bytes) value=$(bytes "$value") ;; esac
-    case $key$value in *[!A-Za-z0-9_$-]*) fail 20 InvalidSetting "The setting $key has a character that it may not have." ;; esac
+    case $key$value in *[!A-Za-z0-9_\$-]*) fail 20 InvalidSetting "The setting $key has a character that it may not have." ;; esac
     if [ "$key" = maxmemory ] && [ "$DB_MEMORY_BYTES" -gt 0 ] && [ "$value" -gt "$room" ]; then
       fail 20 InvalidSetting "maxmemory $value leaves less than 32 MiB of the member's $DB_MEMORY_BYTES bytes: lower it or raise the memory limit."
     fi
@@ -65,7 +66,6 @@ EOF
 # redis HOST SECONDS: sends the commands of standard input as the administrator; prints the replies. Returns 0 · 1 an error reply
 # or no connection · 124 no answer in time. The first reply, OK to the password, is cut off.
 redis() {
-  [ -r "$DB_SECRETS/admin/current" ] || fail 20 MissingSecret "The secret admin has no current version."
   replies=$({ printf 'AUTH admin %s\n' "$(cat "$DB_SECRETS/admin/current")"; cat; } | timeout "$2" redis-cli -e -h "$1" 2>&1) && code=0 || code=$?
   printf '%s\n' "$replies" | tr -d '\r' | sed '1{/^OK$/d}'
   return "$code"
@@ -73,6 +73,7 @@ redis() {
 
 # look [HOST]: reads the state of an engine into variables named like the fields of INFO.
 look() {
+  [ -r "$DB_SECRETS/admin/current" ] || fail 20 MissingSecret "The secret admin has no current version."
   role='' run_id='' loading='' master_host='' master_link_status='' master_sync_in_progress=0 slave_repl_offset=0 connected_slaves=0
   text=$(echo 'INFO server replication persistence memory' | redis "${1:-localhost}" 3) && looked=0 || looked=$?
   while IFS=: read -r key value; do
@@ -90,6 +91,7 @@ EOF
 
 # must_look: as look, for verbs that cannot go on without an answer.
 must_look() {
+  [ -r "$DB_SECRETS/admin/current" ] || fail 20 MissingSecret "The secret admin has no current version."
   look && return
   case $text in
     *refused*) fail 13 EngineNotRunning "Nothing listens on port 6379 of $DB_SELF_ID." ;;
@@ -122,13 +124,13 @@ see_epoch() {
   fi
 }
 
-# role_output: the output of `role`. An engine with append-only files forgets its position at a restart: 0 is then not known.
+# role_output: the output of `role`. An engine with append-only files forgets its position at a restart: 0 or 1 is not known.
 role_output() {
   case $role in
     master) promoted && name=leader || name=unknown; writable=true offset=$master_repl_offset ;;
     *) name=follower writable=false offset=$slave_repl_offset promoted_epoch='' ;;
   esac
   position=
-  if [ "$offset" -gt 0 ]; then position=", \"position\": {\"offset\": $offset, \"history\": \"$master_replid\"}"; fi
+  if [ "$offset" -gt 1 ]; then position=", \"position\": {\"offset\": $offset, \"history\": \"$master_replid\"}"; fi
   printf '{"role": "%s", "writable": %s%s%s}' "$name" "$writable" "${promoted_epoch:+, \"term\": $promoted_epoch}" "$position"
 }

@@ -24,7 +24,7 @@ use super::{members, outputs};
 /// Time between two looks at a running verb's processes.
 const LOOK: Duration = Duration::from_millis(4);
 /// Longest time that the container engine may take for a call, beside the verb's own.
-const ENGINE_TIME: Duration = Duration::from_secs(60);
+const ENGINE_TIME: Duration = Duration::from_mins(1);
 /// Most bytes of a result.
 const RESULT_BYTES: u64 = 1 << 20;
 /// Exit code of a failure whose effect is unknown.
@@ -204,8 +204,6 @@ fn read_result(path: &Path, verb: Verb, code: i32) -> Result<VerbResult> {
     };
     if Exit::from_code(Some(code)) == Exit::Done {
         outputs::check(verb, result.output.as_ref())?;
-    } else if code >= 20 && result.error.is_none() {
-        bail!("a failure needs error {{code, message}} in its result");
     }
     Ok(result)
 }

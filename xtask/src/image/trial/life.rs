@@ -85,7 +85,9 @@ pub fn kill(trial: &Trial, member: &str) -> Result<()> {
         if Instant::now() > limit {
             bail!("the processes of {member} cannot be killed");
         }
-        processes.iter().for_each(|process| process.signal(Signal::SIGKILL));
+        for process in &processes {
+            process.signal(Signal::SIGKILL);
+        }
         std::thread::sleep(LOOK);
     }
 }
