@@ -161,3 +161,15 @@ pub fn class_status(
         }],
     }
 }
+
+/// What it means that an image has no readable manifest.
+pub fn refused(version: &ClassVersion, error: String) -> InspectedVersion {
+    InspectedVersion {
+        version: version.version.clone(),
+        image: version.image.clone(),
+        pinned_image: None,
+        manifest: None,
+        verbs: vec![],
+        error: Some(error),
+    }
+}

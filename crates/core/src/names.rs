@@ -10,11 +10,10 @@ pub const LONGEST_DATABASE_NAME: usize = 32;
 pub fn member(database: &str, manifest: &Manifest, component: &str, shard: u32, ordinal: u32) -> String {
     let mut name = database.to_owned();
     if manifest.components.len() > 1 {
-        name.push('-');
-        name.push_str(component);
+        name = format!("{name}-{component}");
     }
     if manifest.component(component).is_some_and(|known| known.leader == Leadership::PerShard) {
-        name.push_str(&format!("-{shard}"));
+        name = format!("{name}-{shard}");
     }
     format!("{name}-{ordinal}")
 }

@@ -42,8 +42,7 @@ pub fn routes(snapshot: &Snapshot, wanted: &Wanted) -> Vec<Write> {
     } else {
         // The member behind the present route says itself that it takes no writes: take it out of the route.
         let live = lives(&writable);
-        let target =
-            live.and_then(|slice| slice.endpoints.first()?.target_ref.as_ref()?.name.clone());
+        let target = live.and_then(|slice| slice.endpoints.first()?.target_ref.as_ref()?.name.clone());
         let denies = target.and_then(|name| snapshot.agents.get(&name).and_then(Observed::known).cloned());
         if let Some(status) = denies.filter(|status| status.role.as_ref().is_some_and(|role| !role.writable)) {
             let route = live.and_then(|slice| annotation(slice, ROUTE_EPOCH)).unwrap_or("0.0").to_owned();
@@ -78,9 +77,7 @@ fn write(
     let object = build::slice(wanted, service, route, endpoints);
     let Some(live) = live else { return Some(Write::Create(object)) };
     let value = serde_json::to_value(live).ok()?;
-    if build::covers(&value, &object.body)
-        || (endpoints.is_empty() && live.endpoints.is_empty())
-    {
+    if build::covers(&value, &object.body) || (endpoints.is_empty() && live.endpoints.is_empty()) {
         return None;
     }
     let number = |text: &str| text.split('.').map(|part| part.parse::<u64>().unwrap_or(0)).collect::<Vec<_>>();

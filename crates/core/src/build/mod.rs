@@ -12,7 +12,7 @@ use crate::validate::Wanted;
 
 pub use binding::binding;
 pub use pod::{inspection_pod, pod};
-pub use secret::{SecretOrder, cluster_secret, missing, secret_order};
+pub use secret::{SecretOrder, cluster_secret, secret_order};
 pub(crate) use service::has_leader;
 pub use service::{budget, services, slice};
 pub use volume::claim;

@@ -23,6 +23,8 @@ pub struct SecretOrder {
     pub is_new: bool,
     /// Members that need a certificate.
     pub members: Vec<String>,
+    /// Labels of the Secret.
+    pub labels: Value,
     /// Passwords to generate: name and length.
     pub passwords: BTreeMap<String, u32>,
 }
@@ -50,6 +52,7 @@ pub fn secret_order(live: Option<&Secret>, wanted: &Wanted, members: Vec<String>
         cluster_uid: wanted.cluster_uid.clone(),
         is_new,
         members,
+        labels: labels(wanted),
         passwords,
     })
 }
@@ -58,9 +61,4 @@ pub fn secret_order(live: Option<&Secret>, wanted: &Wanted, members: Vec<String>
 pub fn cluster_secret(namespace: &str, metadata_labels: &Value, name: &str, data: &BTreeMap<String, String>) -> Object {
     let body = json!({"metadata": {"namespace": namespace, "labels": metadata_labels}, "type": "Opaque", "data": data});
     Object::new(Kind::Secret, name, body)
-}
-
-/// Labels of the cluster's Secret.
-pub fn missing(wanted: &Wanted) -> Value {
-    labels(wanted)
 }

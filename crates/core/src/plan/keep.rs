@@ -29,7 +29,19 @@ pub(super) fn secret(snapshot: &Snapshot, wanted: &Wanted, groups: &[Group<'_>],
         return;
     }
     let members = groups.iter().flat_map(|group| &group.next.members).map(|member| member.name.clone()).collect();
-    if let Some(order) = build::secret_order(snapshot.objects.secret.as_ref(), wanted, members) {
+    let Some(mut order) = build::secret_order(snapshot.objects.secret.as_ref(), wanted, members) else { return };
+    if is_founded && !order.passwords.is_empty() {
+        let names: Vec<_> = std::mem::take(&mut order.passwords).into_keys().collect();
+        plan.activities.push(stuck(
+            "CredentialMissing",
+            format!(
+                "Secret {} lacks {}. Credentials of live data are never made anew. Restore the Secret from a backup",
+                order.name,
+                names.join(", ")
+            ),
+        ));
+    }
+    if !order.members.is_empty() || !order.passwords.is_empty() {
         plan.writes.push(Write::ClusterSecret(order));
     }
 }

@@ -1,0 +1,333 @@
+//! One pass over one Database: read → validate → plan → status → apply. Short on purpose; what is decided is in `backlot-core`.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use backlot_api::{Database, DatabaseStatus};
+use backlot_core::plan::{self, Operation, Plan};
+use backlot_core::snapshot::{Answers, Observed, OperatorFacts, Question, Snapshot};
+use backlot_core::{status, validate};
+use backlot_standard::operation::{Act, OperationRequest, OperationState};
+use backlot_standard::request::Reason;
+use backlot_standard::verb::Verb;
+use backlot_standard::view::ClusterView;
+use jiff::Timestamp;
+use kube::api::{Api, PostParams};
+use kube::runtime::events::{Event as KubeEvent, EventType, Recorder};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+
+use crate::agents::Agents;
+use crate::apply::{ApplyError, Writer};
+use crate::cache::Key;
+use crate::pki::{self, PkiError};
+use crate::read::Caches;
+
+/// Rounds of questions in one pass.
+const ROUNDS: usize = 3;
+/// Pause before a pass that waits for something is repeated without news.
+const UNSETTLED: Duration = Duration::from_secs(5);
+/// Pause before a settled Database is looked at again, to find drift that no watch told.
+const SETTLED: Duration = Duration::from_mins(10);
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// Status could not be written.
+    #[error("status: {0}")]
+    Status(Box<kube::Error>),
+    /// A write failed.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// A view could not be signed.
+    #[error("view: {0}")]
+    Sign(#[from] PkiError),
+}
+
+/// What passes share.
+pub struct Operator<A> {
+    /// Kubernetes.
+    pub client: Client,
+    /// Watch caches.
+    pub caches: Caches,
+    /// Members' agents.
+    pub agents: A,
+    /// Image with the agent.
+    pub agent_image: String,
+    /// DNS domain of the cluster.
+    pub cluster_domain: String,
+    /// Events.
+    pub recorder: Recorder,
+    memories: Mutex<HashMap<Key, Memory>>,
+}
+
+/// What is kept between passes, and may be lost at any time: numbers of views, and when a failing operation is asked again.
+#[derive(Default)]
+struct Memory {
+    view: Option<ClusterView>,
+    counter: u64,
+    failures: HashMap<String, (u32, Instant)>,
+}
+
+impl<A: Agents> Operator<A> {
+    /// An operator.
+    pub fn new(client: Client, caches: Caches, agents: A, agent_image: String, cluster_domain: String) -> Self {
+        let recorder = Recorder::new(client.clone(), "backlot".into());
+        Self { client, caches, agents, agent_image, cluster_domain, recorder, memories: Mutex::default() }
+    }
+
+    /// The operator's facts in one epoch of its leadership.
+    pub fn facts(&self, epoch: u64) -> OperatorFacts {
+        OperatorFacts { epoch, agent_image: self.agent_image.clone(), cluster_domain: self.cluster_domain.clone() }
+    }
+
+    fn memory<T>(&self, key: &Key, work: impl FnOnce(&mut Memory) -> T) -> T {
+        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
+        work(memories.entry(key.clone()).or_default())
+    }
+}
+
+/// One pass; answers after which time to look again without news.
+pub async fn pass<A: Agents>(operator: &Operator<A>, key: &Key, epoch: u64) -> Result<Option<Duration>, PassError> {
+    let Some(mut snapshot) = operator.caches.snapshot(key, &operator.agents, operator.facts(epoch)) else {
+        operator.agents.forget(key);
+        operator.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        return Ok(None);
+    };
+    let now = Timestamp::now();
+    if snapshot.database.metadata.deletion_timestamp.is_some() {
+        let plan = plan::plan_deletion(&snapshot);
+        let status = status::deleting(&snapshot, &plan, now);
+        carry_out(operator, key, &snapshot, &plan, status).await?;
+        return Ok(Some(UNSETTLED));
+    }
+    let wanted = match validate::validate(&snapshot) {
+        Ok(wanted) => wanted,
+        Err(refusals) => {
+            let plan = plan::plan_refused(&snapshot);
+            carry_out(operator, key, &snapshot, &plan, status::refused(&snapshot, &refusals, now)).await?;
+            return Ok(Some(SETTLED));
+        }
+    };
+    let mut plan = plan::plan(&snapshot, &wanted);
+    for _ in 0..ROUNDS {
+        if plan.questions.is_empty() {
+            break;
+        }
+        ask(operator, key, &mut snapshot, &plan.questions).await;
+        plan = plan::plan(&snapshot, &wanted);
+    }
+    let status = status::status(&snapshot, &wanted, &plan, now);
+    let is_settled = plan.activities.is_empty() && plan.writes.is_empty() && plan.operations.is_empty();
+    carry_out(operator, key, &snapshot, &plan, status).await?;
+    Ok(Some(if is_settled { SETTLED } else { UNSETTLED }))
+}
+
+/// Writes status first, so that what is decided is remembered before it is done; then the rest in order.
+async fn carry_out<A: Agents>(
+    operator: &Operator<A>,
+    key: &Key,
+    snapshot: &Snapshot,
+    plan: &Plan,
+    status: DatabaseStatus,
+) -> Result<(), PassError> {
+    let mut database = snapshot.database.clone();
+    if database.status.as_ref() != Some(&status) {
+        let before = database.status.replace(status);
+        let api: Api<Database> = Api::namespaced(operator.client.clone(), &key.namespace);
+        let written = api.replace_status(&key.name, &PostParams::default(), &database).await;
+        database = written.map_err(|error| PassError::Status(Box::new(error)))?;
+        tell(operator, &database, before.as_ref(), plan).await;
+    }
+    let writer = Writer::new(operator.client.clone());
+    let mut first_error = None;
+    for write in &plan.writes {
+        if let Err(error) = writer.write(&database, write).await {
+            // One object that cannot be written holds up none of the others.
+            tracing::warn!(database = %key, %error, "write not done");
+            first_error.get_or_insert(error);
+        }
+    }
+    let generation = push_view(operator, key, snapshot, plan).await?;
+    for operation in &plan.operations {
+        operate(operator, key, snapshot, operation, generation).await;
+    }
+    first_error.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Gives the view to every member that does not hold it; answers its number.
+async fn push_view<A: Agents>(
+    operator: &Operator<A>,
+    key: &Key,
+    snapshot: &Snapshot,
+    plan: &Plan,
+) -> Result<u64, PassError> {
+    let Some(view) = &plan.view else { return Ok(0) };
+    let generation = operator.memory(key, |memory| {
+        if memory.view.as_ref() != Some(view) {
+            memory.view = Some(view.clone());
+            memory.counter += 1;
+        }
+        // Unique across restarts and leaders: the epoch rises with each of them.
+        (snapshot.operator.epoch << 32) | memory.counter
+    });
+    let lacking: Vec<_> = snapshot
+        .agents
+        .iter()
+        .filter(|(_, status)| status.known().is_some_and(|status| status.view_generation != Some(generation)))
+        .map(|(member, _)| member)
+        .collect();
+    let data = snapshot.objects.secret.as_ref().and_then(|secret| secret.data.as_ref());
+    let ca_key = data.and_then(|data| data.get(pki::CA_KEY)).and_then(|key| std::str::from_utf8(&key.0).ok());
+    let Some(ca_key) = ca_key.filter(|_| !lacking.is_empty()) else { return Ok(generation) };
+    let view = ClusterView { generation, ..view.clone() };
+    let signed = pki::sign(serde_json::to_string(&view).unwrap_or_default(), ca_key)?;
+    let signed = &signed;
+    let puts = lacking.iter().map(|member| async move {
+        if let Err(error) = operator.agents.put_view(key, member, signed).await {
+            tracing::info!(database = %key, member, %error, "view not taken");
+        }
+    });
+    futures::future::join_all(puts).await;
+    Ok(generation)
+}
+
+async fn operate<A: Agents>(
+    operator: &Operator<A>,
+    key: &Key,
+    snapshot: &Snapshot,
+    operation: &Operation,
+    generation: u64,
+) {
+    let id = &operation.request.id;
+    let reported = snapshot.agents.get(&operation.member).and_then(Observed::known);
+    let report = reported.and_then(|status| status.operations.iter().find(|report| report.id == *id));
+    if report.is_some_and(|report| report.state == OperationState::Running) {
+        return;
+    }
+    let is_due = operator.memory(key, |memory| memory.failures.get(id).is_none_or(|(_, due)| *due <= Instant::now()));
+    if !is_due {
+        return;
+    }
+    let request = OperationRequest { view_generation: generation, ..operation.request.clone() };
+    let answer = operator.agents.operate(key, &operation.member, &request).await;
+    let failed = match &answer {
+        Ok(report) => report.state == OperationState::Failed,
+        Err(_) => true,
+    };
+    match &answer {
+        Ok(report) => {
+            tracing::info!(database = %key, member = operation.member, id, state = ?report.state, exit = ?report.exit, "operation")
+        }
+        Err(error) => tracing::info!(database = %key, member = operation.member, id, %error, "operation not accepted"),
+    }
+    operator.memory(key, |memory| {
+        if failed {
+            let failures = memory.failures.get(id).map_or(1, |(failures, _)| (failures + 1).min(6));
+            memory.failures.insert(id.clone(), (failures, Instant::now() + Duration::from_secs(1 << failures)));
+        } else {
+            memory.failures.remove(id);
+        }
+    });
+}
+
+/// Asks members what the plan wants to know.
+async fn ask<A: Agents>(operator: &Operator<A>, key: &Key, snapshot: &mut Snapshot, questions: &[Question]) {
+    let mut answers: Answers = snapshot.answers.clone();
+    for question in questions {
+        match question {
+            Question::Membership { member } => {
+                let answer = ask_one(operator, key, snapshot, member, Verb::Membership, Map::new()).await;
+                answers.memberships.insert(member.clone(), answer);
+            }
+            Question::CanDisrupt { member, subject } => {
+                let params = [
+                    ("members".to_owned(), Value::from(vec![subject.clone()])),
+                    ("kind".to_owned(), Value::from("restart")),
+                ];
+                let answer =
+                    ask_one(operator, key, snapshot, member, Verb::CanDisrupt, params.into_iter().collect()).await;
+                answers.disruptions.insert(subject.clone(), answer);
+            }
+        }
+    }
+    snapshot.answers = answers;
+}
+
+async fn ask_one<A: Agents, T: DeserializeOwned>(
+    operator: &Operator<A>,
+    key: &Key,
+    snapshot: &Snapshot,
+    member: &str,
+    verb: Verb,
+    params: Map<String, Value>,
+) -> Observed<T> {
+    let held = snapshot.agents.get(member).and_then(Observed::known).and_then(|status| status.view_generation);
+    let request = OperationRequest {
+        id: format!("{}/{member}/{}", verb.name(), Timestamp::now().as_nanosecond()),
+        operator_epoch: snapshot.operator.epoch,
+        view_generation: held.unwrap_or(0),
+        act: Act::Verb(verb),
+        reason: Reason::Poll,
+        subject: None,
+        via: None,
+        params,
+    };
+    match operator.agents.operate(key, member, &request).await {
+        Ok(report) if report.state == OperationState::Done => {
+            let output = report.result.output.map(serde_json::from_value);
+            output.and_then(Result::ok).map_or_else(
+                || Observed::Unknown(format!("{} of {member} gave no output", verb.name())),
+                Observed::Known,
+            )
+        }
+        Ok(report) => {
+            let blockers: Vec<_> =
+                report.result.blockers.iter().map(|b| format!("{}: {} {}", b.object, b.reason, b.hint)).collect();
+            let error = report.result.error.map(|error| error.message).unwrap_or_default();
+            Observed::Unknown(
+                format!("{} on {member}: {:?} {error} {}", verb.name(), report.exit, blockers.join("; "))
+                    .trim_end()
+                    .to_owned(),
+            )
+        }
+        Err(error) => Observed::Unknown(error.to_string()),
+    }
+}
+
+/// Tells what happened, once: events of the plan, and a changed reason of Ready.
+async fn tell<A: Agents>(operator: &Operator<A>, database: &Database, before: Option<&DatabaseStatus>, plan: &Plan) {
+    let ready = |status: Option<&DatabaseStatus>| {
+        let condition =
+            status.and_then(|status| status.conditions.iter().find(|condition| condition.type_ == "Ready"))?;
+        Some((condition.status.clone(), condition.reason.clone(), condition.message.clone()))
+    };
+    let mut events: Vec<_> =
+        plan.events.iter().map(|event| (EventType::Normal, event.reason.to_owned(), event.message.clone())).collect();
+    let (was, is) = (ready(before), ready(database.status.as_ref()));
+    if let Some((status, reason, message)) = is
+        && was.as_ref().is_none_or(|(was_status, was_reason, _)| (was_status, was_reason) != (&status, &reason))
+    {
+        let degraded = database
+            .status
+            .iter()
+            .flat_map(|status| &status.conditions)
+            .any(|c| c.type_ == "Degraded" && c.status == "True");
+        let is_told = plan.events.iter().any(|event| event.reason == reason);
+        if status == "True" || degraded {
+            let kind = if status == "True" { EventType::Normal } else { EventType::Warning };
+            if !is_told {
+                events.push((kind, reason, message));
+            }
+        }
+    }
+    for (type_, reason, note) in events {
+        let event = KubeEvent { type_, reason, note: Some(note), action: "Reconcile".into(), secondary: None };
+        if let Err(error) = operator.recorder.publish(&event, &database.object_ref(&())).await {
+            tracing::debug!(database = database.name_any(), %error, "event not written");
+        }
+    }
+}

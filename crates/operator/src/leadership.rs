@@ -1,0 +1,139 @@
+//! Which replica leads, with an epoch that agents check. A Lease is written only when leadership changes hands: an idle
+//! operator writes nothing.
+//!
+//! The leader reads the Lease every few seconds and acts only while its last read showed itself. A standby asks the leader's
+//! own address whether it lives, and takes the Lease (guarded by resourceVersion, epoch + 1) after a period of silence. A
+//! leader that was presumed dead wrongly sees the new holder at its next read; until then the agents refuse its older epoch.
+
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use kube::api::{Api, ObjectMeta, PostParams};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Name of the Lease.
+const LEASE: &str = "backlot-operator";
+/// Annotation with the address at which the holder answers.
+const ADDRESS: &str = "backlot.dev/address";
+/// Pause between two reads of the Lease, and between two questions to its holder.
+const PERIOD: Duration = Duration::from_secs(4);
+/// Silence of the holder after which a standby takes over, and age of its own last read after which a leader pauses.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Who this replica is.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Unique name: pod and a random part, so that a restarted process is another holder with another epoch.
+    pub identity: String,
+    /// `address:port` where it answers.
+    pub address: String,
+}
+
+/// Takes part in leadership for ever; `epoch` is `Some` while this replica leads.
+pub async fn run(api: Api<Lease>, candidate: Candidate, epoch: watch::Sender<Option<u64>>) {
+    let mut last_confirmed = Instant::now();
+    let mut last_heard = Instant::now();
+    loop {
+        match step(&api, &candidate, last_heard).await {
+            Ok(Step::Leads(number)) => {
+                last_confirmed = Instant::now();
+                if *epoch.borrow() != Some(number) {
+                    tracing::info!(epoch = number, holder = candidate.identity, "leads");
+                    epoch.send_replace(Some(number));
+                }
+            }
+            Ok(Step::Follows { is_alive }) => {
+                if is_alive {
+                    last_heard = Instant::now();
+                }
+                if epoch.borrow().is_some() {
+                    tracing::warn!("another replica leads now");
+                    epoch.send_replace(None);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "lease not read");
+                if last_confirmed.elapsed() > SILENCE && epoch.borrow().is_some() {
+                    tracing::warn!("leadership is not confirmed; nothing is changed until it is");
+                    epoch.send_replace(None);
+                }
+            }
+        }
+        sleep(PERIOD).await;
+    }
+}
+
+enum Step {
+    Leads(u64),
+    Follows { is_alive: bool },
+}
+
+async fn step(api: &Api<Lease>, candidate: &Candidate, last_heard: Instant) -> Result<Step, kube::Error> {
+    let Some(lease) = api.get_opt(LEASE).await? else {
+        return take(api, candidate, None).await;
+    };
+    let spec = lease.spec.clone().unwrap_or_default();
+    let holder = spec.holder_identity.unwrap_or_default();
+    if holder == candidate.identity {
+        return Ok(Step::Leads(number(&lease)));
+    }
+    let address = lease.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ADDRESS)).cloned();
+    let is_own_address = address.as_deref() == Some(&candidate.address);
+    let is_alive = match address {
+        // Our own address under another identity: the holder was this pod's former process.
+        Some(_) if is_own_address => false,
+        Some(address) => {
+            timeout(Duration::from_secs(2), TcpStream::connect(address)).await.is_ok_and(|stream| stream.is_ok())
+        }
+        None => false,
+    };
+    if is_own_address || (!is_alive && last_heard.elapsed() > SILENCE) || holder.is_empty() {
+        return take(api, candidate, Some(lease)).await;
+    }
+    Ok(Step::Follows { is_alive })
+}
+
+fn number(lease: &Lease) -> u64 {
+    let transitions = lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or(1);
+    u64::try_from(transitions).unwrap_or(1)
+}
+
+async fn take(api: &Api<Lease>, candidate: &Candidate, present: Option<Lease>) -> Result<Step, kube::Error> {
+    let epoch = present.as_ref().map_or(1, |lease| number(lease) + 1);
+    let mut lease = present.clone().unwrap_or_else(|| Lease {
+        metadata: ObjectMeta { name: Some(LEASE.to_owned()), ..ObjectMeta::default() },
+        ..Lease::default()
+    });
+    lease.metadata.managed_fields = None;
+    lease.metadata.annotations.get_or_insert_default().insert(ADDRESS.to_owned(), candidate.address.clone());
+    lease.spec = Some(LeaseSpec {
+        holder_identity: Some(candidate.identity.clone()),
+        lease_transitions: i32::try_from(epoch).ok(),
+        ..lease.spec.unwrap_or_default()
+    });
+    let written = match present {
+        None => api.create(&PostParams::default(), &lease).await,
+        Some(_) => api.replace(LEASE, &PostParams::default(), &lease).await,
+    };
+    match written {
+        Ok(lease) => Ok(Step::Leads(number(&lease))),
+        // Another replica was quicker.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Step::Follows { is_alive: true }),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives leadership up, so that another replica need not wait for silence.
+pub async fn release(api: &Api<Lease>, candidate: &Candidate) {
+    let Ok(Some(mut lease)) = api.get_opt(LEASE).await else { return };
+    let spec = lease.spec.get_or_insert_default();
+    if spec.holder_identity.as_deref() == Some(&candidate.identity) {
+        spec.holder_identity = Some(String::new());
+        lease.metadata.managed_fields = None;
+        if let Err(error) = api.replace(LEASE, &PostParams::default(), &lease).await {
+            tracing::warn!(%error, "leadership not given up");
+        }
+    }
+}
