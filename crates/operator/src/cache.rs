@@ -165,7 +165,7 @@ pub async fn keep<K>(
         match event {
             Ok(event) => cache.take(event).into_iter().for_each(&touched),
             Err(error) => {
-                tracing::warn!(kind = std::any::type_name::<K>(), %error, "watch interrupted; it is tried again")
+                tracing::warn!(kind = std::any::type_name::<K>(), %error, "watch interrupted; it is tried again");
             }
         }
     }
