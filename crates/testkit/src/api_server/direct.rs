@@ -2,6 +2,8 @@
 //!
 //! Invariant: everything goes through the same pipeline as requests of clients.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -13,6 +15,7 @@ use serde_json::{Value, json};
 use super::ApiServer;
 use super::error::Refusal;
 use super::read::Reply;
+use super::resource::ResourceType;
 
 /// A direct request was refused.
 #[derive(Clone, Debug)]
@@ -37,7 +40,37 @@ impl From<Refusal> for Refused {
     }
 }
 
+/// An object of any kind, with the path of its requests.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) path: String,
+    /// Empty for cluster-wide kinds.
+    pub(crate) namespace: String,
+    pub(crate) object: Arc<Value>,
+}
+
 impl ApiServer {
+    /// Every object, by resource, namespace and name.
+    pub(crate) fn stored(&self) -> Vec<Stored> {
+        let state = self.state();
+        let resources: Vec<_> = state.registry.all().cloned().collect();
+        let stored = |resource: &Arc<ResourceType>| {
+            let objects = state.store.list(resource, "");
+            let path = |namespace: &str, name: &str| resource.path(namespace, name);
+            objects
+                .into_iter()
+                .map(|((_, namespace, name), object)| Stored { path: path(&namespace, &name), namespace, object })
+                .collect::<Vec<_>>()
+        };
+        resources.iter().flat_map(stored).collect()
+    }
+
+    /// The same server; direct writes through this handle are those of another field manager.
+    #[must_use]
+    pub fn acting_as(&self, manager: &'static str) -> Self {
+        Self { actor: manager, ..self.clone() }
+    }
+
     /// Sends one request and returns status and body. `path` may have a query.
     pub fn request(&self, method: Method, path: &str, content_type: &str, body: &Value) -> (StatusCode, Value) {
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
@@ -94,19 +127,20 @@ impl ApiServer {
     where
         K: Resource<DynamicType = ()> + Serialize + DeserializeOwned,
     {
-        let path = collection::<K>(&object.namespace().unwrap_or_default());
+        let path = format!("{}?fieldManager={}", collection::<K>(&object.namespace().unwrap_or_default()), self.actor);
         self.typed(Method::POST, &path, "application/json", &typed_value(object))
     }
 
-    /// Server-side apply by the manager `test`, forced: as `kubectl apply --server-side --force-conflicts`.
+    /// Server-side apply, forced: as `kubectl apply --server-side --force-conflicts`.
     pub fn apply<K>(&self, object: &K) -> Result<K, Refused>
     where
         K: Resource<DynamicType = ()> + Serialize + DeserializeOwned,
     {
         let path = format!(
-            "{}/{}?fieldManager=test&force=true",
+            "{}/{}?fieldManager={}&force=true",
             collection::<K>(&object.namespace().unwrap_or_default()),
-            object.name_any()
+            object.name_any(),
+            self.actor
         );
         self.typed(Method::PATCH, &path, "application/apply-patch+yaml", &typed_value(object))
     }
@@ -139,7 +173,7 @@ impl ApiServer {
     {
         let Some(mut object) = self.get::<K>(namespace, name) else { return Ok(None) };
         change(&mut object);
-        let path = format!("{}/{name}{subresource}?fieldManager=test", collection::<K>(namespace));
+        let path = format!("{}/{name}{subresource}?fieldManager={}", collection::<K>(namespace), self.actor);
         self.typed(Method::PUT, &path, "application/json", &typed_value(&object)).map(Some)
     }
 

@@ -33,6 +33,9 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use connection::{Connection, ConnectionError};
 pub use direct::Refused;
+pub(crate) use direct::Stored;
+pub(crate) use kinds::parse_quantity;
+pub(crate) use selector::label_selector_matches;
 
 use call::Call;
 use error::Refusal;
@@ -45,6 +48,8 @@ use watch::{Signals, Watch};
 pub struct ApiServer {
     state: Arc<Mutex<State>>,
     signals: Arc<tokio::sync::watch::Sender<Signals>>,
+    /// The field manager of direct writes.
+    actor: &'static str,
 }
 
 impl Default for ApiServer {
@@ -59,6 +64,7 @@ impl ApiServer {
         let server = Self {
             state: Arc::new(Mutex::new(State::new())),
             signals: Arc::new(tokio::sync::watch::Sender::default()),
+            actor: "test",
         };
         server.create_namespace("default");
         server.create_namespace("kube-system");

@@ -70,6 +70,13 @@ impl ResourceType {
         details
     }
 
+    /// The URL path of an object.
+    pub(crate) fn path(&self, namespace: &str, name: &str) -> String {
+        let root = if self.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", self.api_version()) };
+        let place = if namespace.is_empty() { String::new() } else { format!("/namespaces/{namespace}") };
+        format!("{root}{place}/{}/{name}", self.plural)
+    }
+
     /// Every resource that a `CustomResourceDefinition` serves.
     pub(crate) fn from_definition(definition: &Value) -> Vec<Self> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

@@ -86,6 +86,7 @@ impl State {
             (&Method::DELETE, "", false) => delete::one(self, call),
             (&Method::DELETE, "", true) => delete::collection(self, call),
             (_, "scale", false) => super::scale::scale(self, call),
+            (&Method::POST, "binding", false) => write::bind(self, call),
             (&Method::POST, "eviction", false) => delete::evict(self, call),
             (_, "" | "status", _) => Err(Refusal::method_not_allowed()),
             _ => Err(Refusal::no_such_path()),

@@ -171,6 +171,24 @@ pub(crate) fn update(state: &mut State, call: &Call) -> Answer {
     finish_update(state, call, &old, object, managers, Some(&manager(call, "Update")))
 }
 
+/// POST of `pods/<name>/binding`: what the scheduler decided.
+pub(crate) fn bind(state: &mut State, call: &Call) -> Answer {
+    let binding: Value = serde_json::from_slice(&call.body).map_err(|error| Refusal::bad_request(error.to_string()))?;
+    let found = state.store.get(&key(&call.resource, &call.namespace, &call.name));
+    let old = found.ok_or_else(|| Refusal::not_found(&call.resource, &call.name))?;
+    if let Some(node) = old["spec"]["nodeName"].as_str() {
+        let why = format!("pod {} is already assigned to node {node:?}", call.name);
+        return Err(Refusal::conflict(&call.resource, &call.name, &why));
+    }
+    let mut new = (*old).clone();
+    new["spec"]["nodeName"] = binding["target"]["name"].clone();
+    finish_update(state, call, &old, new, Managers::of(&old), None)?;
+    Ok((
+        StatusCode::CREATED,
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
+}
+
 /// Checks `uid` and `resourceVersion` that a client gave with a write.
 fn check_preconditions(call: &Call, old: &Value, new: &Value) -> Result<(), Refusal> {
     let given = |field: &str| new["metadata"][field].as_str().filter(|text| !text.is_empty());

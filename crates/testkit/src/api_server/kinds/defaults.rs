@@ -61,6 +61,10 @@ pub(super) fn fill_new(state: &mut State, kind: &str, object: &mut Value) {
             object["status"] =
                 json!({"disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0});
         }
+        "CustomResourceDefinition" => {
+            let established = |kind: &str| json!({"type": kind, "status": "True", "reason": kind, "message": ""});
+            object["status"] = json!({"conditions": [established("NamesAccepted"), established("Established")]});
+        }
         "Namespace" => {
             let name = object["metadata"]["name"].clone();
             object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;

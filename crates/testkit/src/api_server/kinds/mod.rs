@@ -15,6 +15,8 @@ use super::error::{Cause, Refusal};
 use super::resource::ResourceType;
 use super::state::State;
 
+pub(crate) use quantity::parse as parse_quantity;
+
 /// Completes a new object.
 pub(crate) fn prepare_create(state: &mut State, resource: &ResourceType, object: &mut Value) -> Result<(), Refusal> {
     if let Some(custom) = &resource.custom {
