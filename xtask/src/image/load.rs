@@ -12,7 +12,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use super::build::{Built, build};
 use super::store::Store;
@@ -21,26 +21,30 @@ use super::{packages, process};
 /// Name space of containerd in which the kubelet's images live.
 const NAMESPACE: &str = "k8s.io";
 
-/// A node's socket lies at most this many folders below the cluster's.
-const SOCKET_DEPTH: u32 = 3;
-
 /// Builds the image `name` and imports it into every node of the local cluster `cluster`.
 pub fn load(store: &Store, cluster: &str, name: &str) -> Result<Built> {
     let built = build(store, name)?;
     packages::ensure(packages::TO_LOAD)?;
     let sockets = sockets(store, cluster)?;
-    for socket in &sockets {
-        if knows(socket, &built)? {
-            continue;
-        }
-        let mut import = ctr(socket, &["images", "import", "--base-name", &built.repository(), "--digests"]);
-        process::capture(import.arg(&built.archive))?;
-        if !knows(socket, &built)? {
-            bail!("{} does not know {} after its import", socket.display(), built.pinned());
-        }
-    }
+    std::thread::scope(|scope| {
+        let imports: Vec<_> = sockets.iter().map(|socket| scope.spawn(|| import(socket, &built))).collect();
+        imports.into_iter().try_for_each(|import| import.join().map_err(|_| anyhow!("an import panicked"))?)
+    })?;
     eprintln!("{name}: on {} nodes of the cluster {cluster}", sockets.len());
     Ok(built)
+}
+
+/// Imports an image unless the node knows it.
+fn import(socket: &PathBuf, built: &Built) -> Result<()> {
+    if knows(socket, built)? {
+        return Ok(());
+    }
+    let mut import = ctr(socket, &["images", "import", "--base-name", &built.repository(), "--digests"]);
+    process::capture(import.arg(&built.archive))?;
+    if !knows(socket, built)? {
+        bail!("{} does not know {} after its import", socket.display(), built.pinned());
+    }
+    Ok(())
 }
 
 /// Whether the node knows the image under both names, with the digest of this build.
@@ -61,25 +65,15 @@ fn ctr(socket: &PathBuf, arguments: &[&str]) -> Command {
     ctr
 }
 
-/// The sockets of the nodes' containerds.
+/// The sockets of the nodes' containerds: the cluster's folder has one folder a node.
 fn sockets(store: &Store, cluster: &str) -> Result<Vec<PathBuf>> {
     let folder = store.cluster(cluster);
-    let mut sockets = Vec::new();
-    let mut open = vec![(folder.clone(), 0)];
-    while let Some((folder, depth)) = open.pop() {
-        let Ok(entries) = fs::read_dir(&folder) else { continue };
-        for entry in entries {
-            let entry = entry.with_context(|| format!("cannot read {}", folder.display()))?;
-            if entry.file_name() == "containerd.sock" {
-                sockets.push(entry.path());
-            } else if depth < SOCKET_DEPTH && entry.file_type()?.is_dir() {
-                open.push((entry.path(), depth + 1));
-            }
-        }
-    }
+    let mut sockets: Vec<PathBuf> = fs::read_dir(&folder)
+        .map(|entries| entries.flatten().map(|entry| entry.path().join("containerd.sock")).collect())
+        .unwrap_or_default();
+    sockets.retain(|socket| socket.exists());
     if sockets.is_empty() {
         bail!("no node of the cluster {cluster:?} under {}: cargo xtask cluster up", folder.display());
     }
-    sockets.sort();
     Ok(sockets)
 }
