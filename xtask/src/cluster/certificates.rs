@@ -82,7 +82,8 @@ impl Authority {
         .map(String::from)
         .to_vec();
         names.extend([outside.to_string(), CONTROL_PLANE.to_string(), API_SERVICE.to_string(), "127.0.0.1".to_owned()]);
-        self.issue("kube-apiserver", "kube-apiserver", None, &names)
+        // The address depends on the slot, which is another one after a restart of the machine.
+        self.issue(&format!("kube-apiserver-{outside}"), "kube-apiserver", None, &names)
     }
 
     /// A kubelet's server certificate.

@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result, bail};
 
 use super::cgroup::Hierarchies;
 use super::layout::{Layout, Node};
+use super::machine;
 use super::network;
 use super::progress::{note, step};
 use super::run::run;
-use super::slots::Slot;
+use super::slots::{Slot, check_name};
 use super::up::hold;
 
 /// Removes the cluster and its data.
@@ -20,13 +21,14 @@ pub fn down(layout: &Layout) -> Result<()> {
     println!("Removing cluster {}", layout.name);
     let lock = hold(layout)?;
     let hierarchies = Hierarchies::of_this_machine()?;
+    check_name(layout)?;
     let slot = Slot::of(layout);
     step("processes", || hierarchies.kill(&layout.cgroup()))?;
     step("mounts and loop devices", || release(&layout.directory))?;
     step("network namespaces", || network::remove(layout, slot))?;
     step("control groups", || hierarchies.remove(&layout.cgroup()))?;
     step("files", || {
-        remove_log_links(layout)?;
+        layout.nodes().iter().try_for_each(machine::forget)?;
         if layout.directory.exists() {
             fs::remove_dir_all(&layout.directory).with_context(|| format!("remove {}", layout.directory.display()))?;
         }
@@ -34,6 +36,9 @@ pub fn down(layout: &Layout) -> Result<()> {
     })?;
     if let Some(slot) = slot {
         slot.release()?;
+    }
+    if !Slot::any() {
+        machine::restore()?;
     }
     drop(lock);
     let _ = fs::remove_file(layout.directory.with_extension("lock"));
@@ -56,6 +61,9 @@ pub fn remains(layout: &Layout) -> Result<Vec<String>> {
     rest.extend(mounts_below(&layout.directory)?.iter().map(|path| format!("mount {}", path.display())));
     rest.extend(loops_below(&layout.directory)?.iter().map(|device| format!("loop device {device}")));
     rest.extend(network::existing(layout).iter().map(|name| format!("network namespace {name}")));
+    for node in layout.nodes() {
+        rest.extend(machine::left_by(&node).iter().map(|path| format!("file {}", path.display())));
+    }
     if let Some(slot) = Slot::of(layout) {
         rest.push(format!("network device {}", slot.device()));
     }
@@ -69,9 +77,10 @@ pub fn remains(layout: &Layout) -> Result<Vec<String>> {
 pub fn crash(node: &Node, hierarchies: &Hierarchies) -> Result<()> {
     hierarchies.kill(&node.cgroup())?;
     release(&node.directory())?;
+    machine::forget(node)?;
     // Nothing of these outlives a real machine's restart.
     let directory = node.directory();
-    for gone in ["containerd-state", "containerd.sock", "containerd.sock.ttrpc"] {
+    for gone in ["containerd-state", "runc", "containerd.sock", "containerd.sock.ttrpc"] {
         let path = directory.join(gone);
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match removed {
@@ -127,15 +136,4 @@ fn loops_below(folder: &Path) -> Result<Vec<String>> {
         }
     }
     Ok(found)
-}
-
-/// The kubelet links the log of every container in a folder of the machine.
-fn remove_log_links(layout: &Layout) -> Result<()> {
-    let Ok(entries) = fs::read_dir("/var/log/containers") else { return Ok(()) };
-    for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-        if fs::read_link(&path).is_ok_and(|target| target.starts_with(&layout.directory)) {
-            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-        }
-    }
-    Ok(())
 }

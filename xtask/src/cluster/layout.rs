@@ -38,6 +38,10 @@ pub struct Layout {
 impl Layout {
     /// Checks the name and derives the rest.
     pub fn new(name: &str) -> Result<Self> {
+        // Names of nodes follow the cluster's name; with such a name, one cluster's node would be another cluster.
+        if name.contains("-node-") {
+            bail!("cluster name {name:?}: choose one without \"-node-\"");
+        }
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if name.is_empty()
             || name.len() > 20
@@ -181,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_name_that_could_leave_its_folder_or_a_kernel_name_is_refused() {
-        for name in ["", "../x", "a/b", "UPPER", "-a", "a-", "a_b", "a-name-of-more-than-20"] {
+        for name in ["", "../x", "a/b", "UPPER", "-a", "a-", "a_b", "a-name-of-more-than-20", "dev-node-1"] {
             assert!(Layout::new(name).is_err(), "{name:?} was accepted");
         }
     }

@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::control_plane::Options;
 use super::kubectl::Kubectl;
 use super::layout::Layout;
+use super::slots::running;
 use super::{Command, become_process, csi_sanity, down, faults, images, progress, selftest, status, up};
 
 /// Runs a command.
@@ -19,12 +20,16 @@ pub fn run(layout: &Layout, command: Command) -> Result<()> {
             Ok(())
         }
         Command::Kubectl { arguments } => {
+            running(layout)?;
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             become_process(&mut Kubectl::new(layout).command(&arguments))
         }
-        Command::LoadImage { archives } => archives.iter().try_for_each(|archive| {
-            progress::step(&format!("load {}", archive.display()), || images::load(layout, archive))
-        }),
+        Command::LoadImage { archives } => {
+            running(layout)?;
+            archives.iter().try_for_each(|archive| {
+                progress::step(&format!("load {}", archive.display()), || images::load(layout, archive))
+            })
+        }
         Command::KillNode { node } => faults::kill_node(&layout.node(&node)?),
         Command::RestoreNode { node } => faults::restore_node(&layout.node(&node)?, Options { fsync: false }),
         Command::Partition { node } => faults::partition(&layout.node(&node)?),

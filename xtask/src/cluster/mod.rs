@@ -15,6 +15,7 @@ mod kind;
 mod kubectl;
 mod layout;
 mod local;
+mod machine;
 mod network;
 mod node;
 mod packages;

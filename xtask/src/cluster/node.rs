@@ -10,11 +10,12 @@ use serde_json::json;
 use super::certificates::Authority;
 use super::cgroup::Hierarchies;
 use super::control_plane::volumes;
+use super::down::crash;
 use super::images::PodImage;
 use super::layout::{CONTROL_PLANE, DNS_SERVICE, Node, PODS};
 use super::network;
 use super::packages::network_plugins;
-use super::process::Daemon;
+use super::process::{Daemon, Started};
 use super::run::write;
 
 /// The programs of one node.
@@ -40,9 +41,13 @@ impl NodePrograms {
         })
     }
 
-    /// Starts what does not run. Containers that run go on.
-    pub fn start(&self, hierarchies: &Hierarchies, image: &PodImage) -> Result<()> {
+    /// Starts what does not run; containers that run go on. Says whether the kubelet was started.
+    pub fn start(&self, hierarchies: &Hierarchies, image: &PodImage) -> Result<Started> {
         let (node, layout) = (&self.node, &self.node.layout);
+        if hierarchies.members(&node.cgroup()).is_empty() {
+            // It was off, however that came about.
+            crash(node, hierarchies)?;
+        }
         network::ensure_node(node)?;
         network::connect(node)?;
         hierarchies.create(&node.cgroup())?;
@@ -51,9 +56,9 @@ impl NodePrograms {
         self.containerd.wait_for(layout, "an answer", Duration::from_secs(30), answers)?;
         image.ensure_on(node)?;
         self.proxy.ensure(layout, hierarchies)?;
-        self.kubelet.ensure(layout, hierarchies)?;
+        let started = self.kubelet.ensure(layout, hierarchies)?;
         self.storage.ensure(layout, hierarchies)?;
-        Ok(())
+        Ok(started)
     }
 
     /// Every program, for the status.
@@ -71,7 +76,7 @@ fn network_config(node: &Node) -> Result<()> {
     let directory = node.directory();
     let config = json!({
         "cniVersion": "0.4.0",
-        "name": "backlot",
+        "name": node.network(),
         "plugins": [{
             "type": "ptp",
             "ipMasq": false,
@@ -107,12 +112,14 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         SystemdCgroup = false
+        Root = "{runc}"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{plugins}"
     conf_dir = "{network}"
 "#,
         root = directory.join("containerd").display(),
         state = directory.join("containerd-state").display(),
+        runc = directory.join("runc").display(),
         socket = node.containerd_socket().display(),
         image = image.reference,
         plugins = network_plugins()?.display(),

@@ -105,6 +105,10 @@ impl Daemon {
             .args(["-c", &script, &self.network])
             .args(&self.command)
             .current_dir("/")
+            // Proxies and the like are settings of who calls, not of the cluster.
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", "/root")
             .stdin(Stdio::null())
             .stdout(file.try_clone().context("share the log")?)
             .stderr(file)

@@ -35,6 +35,11 @@ pub fn run() -> Result<()> {
     let removed = down(&first).and(down(&second));
     result?;
     removed?;
+    step("no trace is left on the machine", || {
+        let traces = traces("selftest-");
+        ensure!(traces.is_empty(), "these are left:\n{}", traces.join("\n"));
+        Ok(())
+    })?;
     note(&format!("the local cluster keeps its promises, {}", seconds(started.elapsed())));
     Ok(())
 }
@@ -60,6 +65,43 @@ fn check(first: &Layout, second: &Layout) -> Result<()> {
     test.crash_of_programs()?;
     test.dead_node()?;
     test.partition()
+}
+
+/// Whatever on the machine carries the name: looked for in the kernel's own tables, not where `down` looks.
+fn traces(name: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for table in ["/proc/mounts", "/proc/net/dev"] {
+        let lines = fs::read_to_string(table).unwrap_or_default();
+        found.extend(lines.lines().filter(|line| line.contains(name)).map(String::from));
+    }
+    found.extend(
+        super::run::words("losetup", "--list")
+            .unwrap_or_default()
+            .lines()
+            .filter(|line| line.contains(name))
+            .map(String::from),
+    );
+    for process in fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok) {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(name) {
+            found.push(format!("process {line}"));
+        }
+    }
+    let folders = ["/run/netns", "/run/backlot", "/var/lib/cni/results", "/var/log/containers", "/sys/fs/cgroup"];
+    let mut open: Vec<_> = folders.map(std::path::PathBuf::from).to_vec();
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+            let path = entry.path();
+            let target = fs::read_link(&path).unwrap_or_default();
+            if format!("{} {}", path.display(), target.display()).contains(name) {
+                found.push(path.display().to_string());
+            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                open.push(path);
+            }
+        }
+    }
+    found
 }
 
 struct Test<'a> {

@@ -38,28 +38,25 @@ impl Slot {
     /// The cluster's slot; a free one is taken when it has none.
     pub fn take(layout: &Layout) -> Result<Self> {
         let _lock = lock()?;
-        let owner = layout.directory.display().to_string();
-        let mut free = None;
-        for number in 0..SLOTS {
-            match fs::read_to_string(file(number)) {
-                Ok(content) if content == owner => return Ok(Self(number)),
-                Ok(content) if Path::new(&content).file_name() == layout.directory.file_name() => bail!(
-                    "another cluster named {} runs on this machine, in {content}: choose another --name, or take that one down",
-                    layout.name
-                ),
-                Ok(_) => {}
-                Err(_) => free = free.or(Some(number)),
-            }
+        check_name(layout)?;
+        if let Some(slot) = Self::of(layout) {
+            return Ok(slot);
         }
-        let Some(number) = free else { bail!("{SLOTS} clusters run on this machine: take one down") };
-        write(&file(number), owner)?;
+        let Some(number) = (0..SLOTS).find(|number| owner(*number).is_none()) else {
+            bail!("{SLOTS} clusters run on this machine: take one down")
+        };
+        write(&file(number), layout.directory.display().to_string())?;
         Ok(Self(number))
     }
 
     /// The cluster's slot, if it has one.
     pub fn of(layout: &Layout) -> Option<Self> {
-        let owner = layout.directory.display().to_string();
-        (0..SLOTS).find(|number| fs::read_to_string(file(*number)).is_ok_and(|content| content == owner)).map(Self)
+        (0..SLOTS).find(|number| owner(*number).is_some_and(|folder| folder == layout.directory)).map(Self)
+    }
+
+    /// Whether any cluster has a slot.
+    pub fn any() -> bool {
+        (0..SLOTS).any(|number| owner(number).is_some())
     }
 
     /// Gives the slot back.
@@ -68,6 +65,34 @@ impl Slot {
         let path = file(self.0);
         fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
     }
+}
+
+/// The slot of a cluster that must run.
+pub fn running(layout: &Layout) -> Result<Slot> {
+    match Slot::of(layout) {
+        Some(slot) => Ok(slot),
+        None => bail!("cluster {} does not run: start it with `cargo xtask cluster up --name {0}`", layout.name),
+    }
+}
+
+/// Refuses to work on a cluster when one of the same name belongs to another cache: their names in the kernel would be the same.
+pub fn check_name(layout: &Layout) -> Result<()> {
+    let other = (0..SLOTS)
+        .filter_map(owner)
+        .find(|folder| folder.file_name() == layout.directory.file_name() && *folder != layout.directory);
+    match other {
+        Some(folder) => bail!(
+            "another cluster named {} runs on this machine, in {}: choose another --name, or set BACKLOT_CACHE as that one has it",
+            layout.name,
+            folder.display()
+        ),
+        None => Ok(()),
+    }
+}
+
+/// The folder of the cluster that has the slot.
+fn owner(number: u8) -> Option<PathBuf> {
+    fs::read_to_string(file(number)).ok().map(PathBuf::from)
 }
 
 fn file(number: u8) -> PathBuf {

@@ -7,12 +7,12 @@ use super::control_plane::Options;
 use super::kubectl::Kubectl;
 use super::layout::{Layout, NODES};
 use super::node::NodePrograms;
-use super::slots::Slot;
+use super::slots::running;
 use super::up::{configure, is_ready};
 
 /// Prints every program and node; fails when one of them is not well.
 pub fn status(layout: &Layout) -> Result<()> {
-    let Some(slot) = Slot::of(layout) else { bail!("cluster {} does not run: start it with `up`", layout.name) };
+    let slot = running(layout)?;
     let cluster = configure(layout, slot, Options { fsync: false })?;
     let mut unwell = Vec::new();
     println!("cluster {}: https://{}:6443, {}", layout.name, slot.api_server(), layout.directory.display());

@@ -14,9 +14,11 @@ use super::control_plane::{ControlPlane, OWNER, Options};
 use super::images::PodImage;
 use super::kubectl::Kubectl;
 use super::layout::{Layout, NODES, checkout};
+use super::machine;
 use super::network;
 use super::node::NodePrograms;
 use super::packages;
+use super::process::Started;
 use super::progress::{note, seconds, step};
 use super::run::write;
 use super::slots::{Slot, exclusive};
@@ -38,21 +40,32 @@ pub struct Configured {
 pub fn up(layout: &Layout, options: Options) -> Result<()> {
     let started = Instant::now();
     println!("Cluster {} in {}", layout.name, layout.directory.display());
+    machine::check()?;
     packages::ensure()?;
     let _lock = hold(layout)?;
     build::ensure(layout)?;
     let slot = Slot::take(layout)?;
+    machine::remember()?;
     let cluster = configure(layout, slot, options)?;
     step("network namespaces", || network::ensure_control_plane(layout, slot))?;
     cluster.control_plane.start(layout, &cluster.hierarchies)?;
     let kubectl = Kubectl::new(layout);
-    step("nodes: containerd, kubelet and kube-proxy", || {
-        cluster.nodes.iter().try_for_each(|node| node.start(&cluster.hierarchies, &cluster.image))
+    let before = Leases::read(&kubectl)?;
+    let started_nodes = step("nodes: containerd, kubelet and kube-proxy", || {
+        let mut started_nodes = Vec::new();
+        for (programs, (name, _)) in cluster.nodes.iter().zip(NODES) {
+            if programs.start(&cluster.hierarchies, &cluster.image)? == Started::Now {
+                started_nodes.push(name);
+            }
+        }
+        Ok(started_nodes)
     })?;
     step("DNS and StorageClasses", || apply_manifests(&kubectl))?;
     cluster.control_plane.start_addons(layout, &cluster.hierarchies)?;
     step("nodes ready", || {
-        wait_for("nodes and their storage drivers", Duration::from_mins(2), || nodes_ready(&kubectl))
+        wait_for("nodes and their storage drivers", Duration::from_mins(2), || {
+            Ok(before.renewed(&kubectl, &started_nodes)? && nodes_ready(&kubectl)?)
+        })
     })?;
     note(&format!(
         "ready after {}; to use it:  eval \"$(cargo xtask cluster env --name {})\"",
@@ -116,6 +129,27 @@ fn nodes_ready(kubectl: &Kubectl) -> Result<bool> {
     let nodes = kubectl.json(&["get", "nodes"])?;
     let drivers = kubectl.json(&["get", "csinodes"])?;
     Ok(NODES.iter().all(|(name, _)| is_ready(&nodes, name) && has_driver(&drivers, name)))
+}
+
+/// When the kubelets were last heard of. A node that died and is back stays "ready" until somebody notices: only news since then counts.
+#[derive(Debug)]
+pub struct Leases(Value);
+
+impl Leases {
+    /// Reads the nodes' leases.
+    pub fn read(kubectl: &Kubectl) -> Result<Self> {
+        kubectl.json(&["get", "leases", "-n", "kube-node-lease"]).map(Self)
+    }
+
+    /// Whether all these nodes have been heard of since.
+    pub fn renewed(&self, kubectl: &Kubectl, nodes: &[&str]) -> Result<bool> {
+        let now = Self::read(kubectl)?;
+        Ok(nodes.iter().all(|node| now.time(node).is_some() && now.time(node) != self.time(node)))
+    }
+
+    fn time(&self, node: &str) -> Option<&str> {
+        item(&self.0, node)?["spec"]["renewTime"].as_str()
+    }
 }
 
 /// Whether a list of nodes shows this one as ready.
