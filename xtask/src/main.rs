@@ -1,7 +1,9 @@
 //! Developer commands of Backlot: the local cluster, images, generated files, benchmarks, the demo.
 
 mod cluster;
+mod demo;
 mod image;
+mod install;
 
 use clap::{Parser, Subcommand};
 
@@ -20,11 +22,17 @@ enum Command {
     /// Container images: build, list, load into a cluster, test.
     #[command(subcommand)]
     Image(image::Command),
+    /// Install the operator and the database classes on a local cluster.
+    Install(install::Arguments),
+    /// One operator, several databases: create, use, change, break, verify.
+    Demo(install::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Cluster(arguments) => cluster::run(arguments),
         Command::Image(command) => image::run(command),
+        Command::Install(arguments) => install::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
     }
 }
