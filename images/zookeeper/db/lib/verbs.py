@@ -203,7 +203,7 @@ def render():
             finish(20, error={"code": "InvalidConfig", "message":
                               f"heap {wanted} leaves less than 96Mi of the member's memory ({memory >> 20}Mi)"})
     buffer, level = config.pop("jute.maxbuffer", None), config.pop("logLevel", "info")
-    settings = {"tickTime": "2000", "initLimit": "30", "syncLimit": "5", "autopurge.purgeInterval": "1", **config}
+    settings = {"tickTime": "2000", "initLimit": "15", "syncLimit": "5", "autopurge.purgeInterval": "1", **config}
     tick = int(settings["tickTime"])
     lowest, highest = (int(settings.get(f"{end}SessionTimeout", tick * times)) for end, times in (("min", 2), ("max", 20)))
     if lowest > highest:
@@ -212,6 +212,7 @@ def render():
         "dataDir": DATA, "standaloneEnabled": "false", "reconfigEnabled": "true", "admin.enableServer": "false",
         "4lw.commands.whitelist": "srvr,mntr,conf,ruok,isro", "quorumListenOnAllIPs": "true",
         "authProvider.sasl": "org.apache.zookeeper.server.auth.SASLAuthenticationProvider", "superUser": "super",
+        "leader.maxTimeToWaitForEpoch": "10000",  # else a leader whose followers went elsewhere waits for the initLimit
         "enforce.auth.enabled": "true", "enforce.auth.schemes": "sasl",
         "quorum.auth.enableSasl": "true", "quorum.auth.learnerRequireSasl": "true", "quorum.auth.serverRequireSasl": "true",
     })
@@ -232,7 +233,8 @@ QuorumLearner {{ {login} username="peer" password="${{secret:peer}}"; }};
                  "-XX:+ExitOnOutOfMemoryError", "-Djava.io.tmpdir=/run/db", "-Dsun.net.inetaddr.ttl=10",
                  "-Dsun.net.inetaddr.negative.ttl=0", "-Djava.security.auth.login.config=/run/db/jaas.conf",
                  f"-Dorg.slf4j.simpleLogger.defaultLogLevel={level}", *([f"-Djute.maxbuffer={buffer}"] if buffer else [])],
-        "env": {"MALLOC_ARENA_MAX": "2"},
+        # The server looks names up in the thread that answers its leader: a lost question must not cost the syncLimit.
+        "env": {"MALLOC_ARENA_MAX": "2", "RES_OPTIONS": "ndots:1 timeout:1 attempts:2"},
         "files": [
             {"path": "/run/db/zoo.cfg", "content": "".join(f"{k}={v}\n" for k, v in sorted(settings.items()))},
             {"path": "/run/db/jaas.conf", "content": jaas},

@@ -1,14 +1,20 @@
 # For the polled verbs: four-letter words over a socket, no process started. Sourced by bash.
 
-# ask WORD: the server's answer, by lines, in the array `answer`. Returns 1 when nothing listens, 2 when nothing answers.
+# ask WORD [PATTERN]: the lines of the server's answer, in the array `answer`. Returns 1 when nothing listens, 2 when nothing answers.
+# With a PATTERN, grep picks the lines: bash reads a socket byte by byte, which is too dear for a long answer.
 ask() {
     local line
     answer=()
     { exec 3<>/dev/tcp/127.0.0.1/2181; } 2>/dev/null || return 1
     printf %s "$1" >&3
-    while IFS= read -r -t 2 line <&3 || { [[ $? -gt 128 ]] && exec 3>&- && return 2; [[ -n $line ]]; }; do
-        answer+=("$line")
-    done
+    if [[ -n ${2-} ]]; then
+        mapfile -t answer < <(timeout 2 grep -E "$2" <&3)
+    else
+        # A line without its end is the last; after a timeout there is none.
+        while IFS= read -r -t 2 line <&3 || [[ $? -eq 1 && -n $line ]]; do
+            answer+=("$line")
+        done
+    fi
     exec 3>&-
     [[ ${#answer[@]} -gt 0 ]] || return 2
 }
