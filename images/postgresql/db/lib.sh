@@ -82,6 +82,14 @@ max_wal_size = $(clamp $((volume / 8)) 128 4096)MB
 min_wal_size = 128MB
 max_slot_wal_keep_size = $(clamp $((volume / 4)) 128 65536)MB
 random_page_cost = 1.1
+# Restart settings stand here even with their default: PostgreSQL does not forget a waiting value that is merely taken out.
+autovacuum_max_workers = 3
+max_connections = 100
+max_locks_per_transaction = 64
+max_prepared_transactions = 0
+max_worker_processes = 8
+shared_preload_libraries = ''
+wal_level = replica
 $settings
 listen_addresses = '*'
 port = 5432
@@ -110,18 +118,23 @@ synchronous_standby_names = '$names'
 CONF
 }
 
-# configure [MEMBER…]: brings the running engine to `conf` and sets `changed`; a file that the engine refuses is taken back.
+# checked [MEMBER…]: writes `conf` to $DB_SCRATCH/postgresql.conf, when PostgreSQL itself finds no fault with it.
+checked() {
+    conf "$@" >"$DB_SCRATCH/postgresql.conf"
+    : >"$DB_SCRATCH/postgresql.auto.conf"
+    postgres -D "$DB_SCRATCH" -c config_file="$DB_SCRATCH/postgresql.conf" -C port >/dev/null 2>"$DB_SCRATCH/errors" ||
+        fail 20 InvalidConfig "PostgreSQL refuses the settings: $(sed -n '1s/.*[A-Z]:  //p' "$DB_SCRATCH/errors")"
+}
+# configure [MEMBER…]: brings the running engine to `conf` and sets `changed`.
 configure() {
-    conf "$@" $(echo "with $MEMBERS select id from members where state = 'leaving' and not joined" | sql) >"$DB_SCRATCH/new"
-    cmp -s "$DB_SCRATCH/new" $RUN/postgresql.conf && return 0
-    cp $RUN/postgresql.conf "$DB_SCRATCH/old" && cp "$DB_SCRATCH/new" $RUN/.new && mv $RUN/.new $RUN/postgresql.conf
-    refused=$(echo "select string_agg(name || ': ' || error, '; ') from pg_file_settings where error <> 'setting could not be applied'" | sql)
-    if [ -n "$refused" ]; then
-        cp "$DB_SCRATCH/old" $RUN/.new && mv $RUN/.new $RUN/postgresql.conf
-        fail 20 InvalidConfig "PostgreSQL refuses $refused"
-    fi
-    before=$(echo 'select pg_conf_load_time() from pg_reload_conf()' | sql)
+    checked "$@" $(echo "with $MEMBERS select id from members where state = 'leaving' and not joined" | sql)
+    cmp -s "$DB_SCRATCH/postgresql.conf" $RUN/postgresql.conf && [ ! -e $RUN/.reload ] && return 0
+    before=$(echo 'select pg_conf_load_time()' | sql)
+    : >$RUN/.reload # until it is done, for the call after a killed one
+    cp "$DB_SCRATCH/postgresql.conf" $RUN/.new && mv $RUN/.new $RUN/postgresql.conf
+    echo 'select pg_reload_conf()' | sql >/dev/null
     until [ "$(echo 'select pg_conf_load_time()' | sql)" != "$before" ]; do sleep 0.1; done
+    rm $RUN/.reload
     changed=true
 }
 
