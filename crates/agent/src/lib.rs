@@ -5,6 +5,7 @@
 //! pilot, the engine's process is touched by nobody but the keeper.
 
 pub mod args;
+pub mod hex;
 pub mod install;
 pub mod keeper;
 pub mod launch;

@@ -157,7 +157,7 @@ impl Lines {
     }
 
     /// The next message; lines that are no known message are skipped.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Option<T> {
+    pub fn take<T: DeserializeOwned>(&mut self) -> Option<T> {
         while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.buffer.drain(..=end).collect();
             if let Ok(message) = serde_json::from_slice(&line) {
@@ -188,9 +188,9 @@ mod tests {
     fn unknown_and_broken_lines_are_skipped() {
         let mut lines = Lines::default();
         assert!(lines.extend(b"{\"is\":\"dance\"}\nnonsense\n{\"is\":\"ready\",\"later\":1}\n{\"is\":\"pi"));
-        assert_eq!(lines.next::<ToKeeper>(), Some(ToKeeper::Ready));
-        assert_eq!(lines.next::<ToKeeper>(), None);
+        assert_eq!(lines.take::<ToKeeper>(), Some(ToKeeper::Ready));
+        assert_eq!(lines.take::<ToKeeper>(), None);
         assert!(lines.extend(b"ng\",\"number\":1}\n"));
-        assert_eq!(lines.next::<ToKeeper>(), Some(ToKeeper::Ping { number: 1 }));
+        assert_eq!(lines.take::<ToKeeper>(), Some(ToKeeper::Ping { number: 1 }));
     }
 }

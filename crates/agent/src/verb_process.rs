@@ -209,8 +209,8 @@ impl<'a> Forward<'a> {
 
     /// Reads what is there, at most a few buffers at once so that the deadline is met in a flood.
     fn read(&mut self) {
-        let mut buffer = [0; 64 * 1024];
-        for _ in 0..16 {
+        let mut buffer = [0; 16 * 1024];
+        for _ in 0..64 {
             let Some(pipe) = &mut self.pipe else { return };
             match pipe.read(&mut buffer) {
                 Ok(0) => self.pipe = None,

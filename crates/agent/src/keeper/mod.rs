@@ -9,7 +9,7 @@ pub mod engine;
 pub mod pilots;
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use nix::errno::Errno;
@@ -21,6 +21,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getpid};
 
 use crate::args::Settings;
+use crate::hex;
 use crate::log::{self, Level};
 use crate::process;
 use crate::protocol::{Ended, Hello, ToKeeper, ToPilot};
@@ -81,7 +82,7 @@ impl<'a> Keeper<'a> {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         // As PID 1 orphans come to us anyway; elsewhere (tests) this makes it so.
         nix::sys::prctl::set_child_subreaper(true)?;
-        let boot_id = random_name();
+        let boot_id = hex::random_name().map_err(|_| Errno::EIO)?;
         let link = settings.paths.pilot();
         let replaced = std::fs::exists(&link).unwrap_or(false);
         Ok(Self {
@@ -202,9 +203,8 @@ impl<'a> Keeper<'a> {
     fn reap(&mut self) {
         loop {
             let status = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => return,
                 Err(Errno::EINTR) => continue,
-                Err(_) => return,
+                Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(status) => status,
             };
             let pid = status.pid();
@@ -293,7 +293,7 @@ impl<'a> Keeper<'a> {
             ToKeeper::Deadline { milliseconds } => {
                 self.deadline = milliseconds.map(|milliseconds| now_ms() + milliseconds);
             }
-            ToKeeper::Replace { path } => self.start_next(PathBuf::from(path)),
+            ToKeeper::Replace { path } => self.start_next(Path::new(&path)),
             ToKeeper::Exit => self.done = true,
         }
     }
@@ -320,9 +320,9 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    fn start_next(&mut self, path: PathBuf) {
+    fn start_next(&mut self, path: &Path) {
         self.hello.run += 1;
-        match PilotProcess::start(&path, self.settings, now_ms()) {
+        match PilotProcess::start(path, self.settings, now_ms()) {
             Ok(mut next) => {
                 next.send(&ToPilot::Hello(self.hello.clone()));
                 self.next_pilot = Some(next);
@@ -433,12 +433,6 @@ fn now_ms() -> u64 {
 
 fn own_binary() -> PathBuf {
     PathBuf::from("/proc/self/exe")
-}
-
-fn random_name() -> String {
-    let mut bytes = [0; 8];
-    let _ = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// How an engine's end reads in the report.

@@ -111,7 +111,7 @@ impl PilotProcess {
             }
             break;
         }
-        std::iter::from_fn(|| self.lines.next()).collect()
+        std::iter::from_fn(|| self.lines.take()).collect()
     }
 
     /// Ends the process at once.

@@ -33,7 +33,7 @@ const QUICK: Duration = Duration::from_secs(2);
 /// Changes within this time are told together.
 const COALESCE: Duration = Duration::from_millis(200);
 /// A watcher gets a line at least this often.
-const REPEAT: Duration = Duration::from_secs(60);
+const REPEAT: Duration = Duration::from_mins(1);
 /// How long a view may take to get to the disk before it is used all the same.
 const DISK: Duration = Duration::from_secs(5);
 
@@ -108,12 +108,10 @@ fn readyz(pilot: &Pilot) -> Response<Body> {
     let state = pilot.state.borrow();
     let ready = pilot.image.as_ref().is_ok_and(|image| state.is_ready(&image.manifest));
     let phase = serde_json::to_string(&state.phase()).unwrap_or_default();
-    match ready {
-        true => text(StatusCode::OK, "the engine serves"),
-        false => {
-            text(StatusCode::SERVICE_UNAVAILABLE, &format!("the engine does not serve: {}", phase.trim_matches('"')))
-        }
+    if ready {
+        return text(StatusCode::OK, "the engine serves");
     }
+    text(StatusCode::SERVICE_UNAVAILABLE, &format!("the engine does not serve: {}", phase.trim_matches('"')))
 }
 
 /// Lines of the report: at once unless the caller has it, at every change, at least every minute.

@@ -28,7 +28,7 @@ const SESSION: &str = "session.json";
 /// Pings without any answer after which the keeper counts as hung; they are sent three times per configured silence.
 const SILENT_TICKS: u32 = 3;
 /// An engine that ran so long starts again without a pause.
-const SETTLED: Duration = Duration::from_secs(300);
+const SETTLED: Duration = Duration::from_mins(5);
 
 /// Sends messages to the keeper.
 pub struct KeeperLink {
@@ -66,10 +66,8 @@ pub async fn connect(silence: Duration) -> io::Result<(KeeperLink, Incoming, Hel
     });
     let mut incoming = Incoming { socket, lines: Lines::default() };
     let hello = loop {
-        match incoming.next().await? {
-            ToPilot::Hello(hello) => break hello,
-            // Nothing else comes first.
-            _ => {}
+        if let ToPilot::Hello(hello) = incoming.next().await? {
+            break hello;
         }
     };
     let link = KeeperLink { outgoing, start: std::cell::RefCell::default(), silence };
@@ -79,7 +77,7 @@ pub async fn connect(silence: Duration) -> io::Result<(KeeperLink, Incoming, Hel
 impl Incoming {
     async fn next(&mut self) -> io::Result<ToPilot> {
         loop {
-            if let Some(message) = self.lines.next() {
+            if let Some(message) = self.lines.take() {
                 return Ok(message);
             }
             let mut buffer = [0; 4096];

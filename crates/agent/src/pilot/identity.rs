@@ -11,6 +11,7 @@ use backlot_standard::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
 use super::disk;
+use crate::hex;
 use crate::paths::Paths;
 
 const STAMP: &str = "identity.json";
@@ -95,7 +96,7 @@ fn read_or_make(state: &Path, cluster_uid: &str, member: &str) -> io::Result<Vol
             return Ok(Volume::Foreign { message });
         }
     }
-    let incarnation = random_incarnation()?;
+    let incarnation = hex::random_name()?;
     let stamp = Stamp { cluster_uid: cluster_uid.to_owned(), member: member.to_owned(), incarnation };
     std::fs::create_dir_all(state)?;
     disk::replace(&state.join(STAMP), &serde_json::to_vec(&stamp)?)?;
@@ -116,13 +117,6 @@ fn compare(bytes: &[u8], cluster_uid: &str, member: &str) -> Volume {
         },
         Err(error) => Volume::Foreign { message: format!("the volume's identity stamp cannot be read: {error}") },
     }
-}
-
-fn random_incarnation() -> io::Result<String> {
-    let mut bytes = [0; 8];
-    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
-        .map_err(|_| io::Error::other("no random numbers"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn is_writable(path: &Path) -> bool {

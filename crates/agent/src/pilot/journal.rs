@@ -74,6 +74,7 @@ impl Journal {
                 journal.entries.insert(entry.report.id.clone(), entry);
             }
         }
+        journal.forget_old();
         journal
     }
 
@@ -153,7 +154,7 @@ fn count_lines(file: &mut File) -> io::Result<usize> {
     let mut bytes = vec![];
     file.seek(SeekFrom::Start(0))?;
     file.read_to_end(&mut bytes)?;
-    Ok(bytes.iter().filter(|byte| **byte == b'\n').count())
+    Ok(bytes.split(|byte| *byte == b'\n').count() - 1)
 }
 
 fn ends_with_newline(file: &mut File) -> io::Result<bool> {

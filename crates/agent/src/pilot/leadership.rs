@@ -7,6 +7,7 @@ use backlot_standard::result::RoleOutput;
 
 /// Everything that the decision depends on.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not states")]
 pub struct Facts<'a> {
     /// This member.
     pub member: &'a str,
@@ -85,8 +86,8 @@ mod tests {
         RoleOutput { role: Role::Follower, writable, term: None, position: None }
     }
 
-    fn leader(id: &str) -> Option<Leader<'_>> {
-        Some(Leader { id, name: id, address: "10.0.0.1" })
+    fn leader(id: &str) -> Leader<'_> {
+        Leader { id, name: id, address: "10.0.0.1" }
     }
 
     #[test]
@@ -94,7 +95,7 @@ mod tests {
         let (fenced, writable) = (role(false), role(true));
         let base = Facts {
             member: "m-0",
-            leader: leader("m-0"),
+            leader: Some(leader("m-0")),
             founded: true,
             running: true,
             role: Some(&fenced),
@@ -102,7 +103,7 @@ mod tests {
             can_follow: true,
             can_demote: true,
         };
-        let other = Facts { leader: leader("m-1"), ..base.clone() };
+        let other = Facts { leader: Some(leader("m-1")), ..base.clone() };
         let cases = [
             ("named and fenced", base.clone(), Act::Promote),
             ("named and writable", Facts { role: Some(&writable), ..base.clone() }, Act::Nothing),

@@ -29,6 +29,7 @@ pub enum Order {
 
 /// Everything that the decision depends on.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not states")]
 pub struct Facts<'a> {
     /// The container is to end.
     pub terminating: bool,
@@ -207,7 +208,9 @@ fn start(facts: &Facts<'_>) -> Step {
     let coming = matches!(member.state, MemberState::New | MemberState::Joining);
     match data {
         DataState::Existing => Step::Start { founding: false },
-        DataState::Fresh if !group.founded => blocked("WaitingForFounding", waiting(member, group)),
+        DataState::Fresh | DataState::Incomplete if !group.founded => {
+            blocked("WaitingForFounding", waiting(member, group))
+        }
         DataState::Fresh if coming && facts.can_clone => Step::Clone,
         DataState::Fresh if coming => Step::Start { founding: false },
         DataState::Fresh => blocked(
@@ -217,7 +220,6 @@ fn start(facts: &Facts<'_>) -> Step {
                 member.id
             ),
         ),
-        DataState::Incomplete if !group.founded => blocked("WaitingForFounding", waiting(member, group)),
         DataState::Incomplete | DataState::Stale
             if facts.can_clone && (coming || member.state == MemberState::Joined) =>
         {

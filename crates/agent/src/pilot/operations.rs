@@ -29,7 +29,7 @@ const UNKNOWN_CALLS: u32 = 5;
 /// Pause before a pending verb is called again when it names none.
 const PENDING: Duration = Duration::from_secs(2);
 /// How long an operation waits for the engine state that its verb needs.
-const ENGINE_WAIT: Duration = Duration::from_secs(600);
+const ENGINE_WAIT: Duration = Duration::from_mins(10);
 /// Longest id.
 const MAX_ID: usize = 200;
 

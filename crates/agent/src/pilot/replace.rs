@@ -16,13 +16,14 @@ use ring::digest::{Context, SHA256};
 
 use super::Pilot;
 use super::api::{Body, error, json};
+use crate::hex;
 use crate::log::{self, Level};
 use crate::protocol::ToKeeper;
 
 /// Largest binary.
 const BINARY_BYTES: u64 = 64 << 20;
 /// Time for the whole body.
-const UPLOAD: Duration = Duration::from_secs(120);
+const UPLOAD: Duration = Duration::from_mins(2);
 /// How long running verbs are waited for; then they are ended, and called again by the new pilot.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Names of binaries begin so.
@@ -79,7 +80,7 @@ async fn store(mut body: Incoming, target: &Path, announced: &str) -> Result<(),
         file.write_all(&data).map_err(failed)?;
     }
     drop(file);
-    let found = hex(digest.finish().as_ref());
+    let found = hex::encode(digest.finish().as_ref());
     if found != announced {
         let _ = std::fs::remove_file(&temporary);
         return Err(format!("the binary's SHA-256 is {found}, announced was {announced}"));
@@ -143,7 +144,7 @@ pub fn settle(pilot: &Pilot) {
 /// SHA-256 of this process's binary.
 pub fn own_sha256() -> String {
     let mut digest = Context::new(&SHA256);
-    let mut buffer = [0; 32 * 1024];
+    let mut buffer = [0; 16 * 1024];
     let Ok(mut file) = std::fs::File::open("/proc/self/exe") else { return String::new() };
     while let Ok(read) = file.read(&mut buffer) {
         if read == 0 {
@@ -151,9 +152,5 @@ pub fn own_sha256() -> String {
         }
         digest.update(&buffer[..read]);
     }
-    hex(digest.finish().as_ref())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(digest.finish().as_ref())
 }

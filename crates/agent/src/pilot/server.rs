@@ -25,7 +25,7 @@ const CONNECTIONS: usize = 128;
 /// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Time for the head of a request, also the first one.
-const HEAD: Duration = Duration::from_secs(60);
+const HEAD: Duration = Duration::from_mins(1);
 
 /// Listens so that a second pilot can listen beside this one while it takes over.
 pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {

@@ -17,6 +17,7 @@ use crate::protocol::Running;
 
 /// Everything that changes.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not states")]
 pub struct State {
     /// The view held.
     pub view: Option<Held>,
@@ -206,7 +207,7 @@ impl State {
 
 /// One second, doubling up to a minute.
 pub fn back_off(failures: u32) -> Duration {
-    Duration::from_secs(1 << failures.min(6)).min(Duration::from_secs(60))
+    Duration::from_secs(1 << failures.min(6)).min(Duration::from_mins(1))
 }
 
 /// The answer unless it is older than three polls.

@@ -287,8 +287,8 @@ fn read_result(path: &Path) -> Result<VerbResult, String> {
 mod tests {
     use super::*;
 
-    fn end(code: i32) -> Option<CallEnd> {
-        Some(CallEnd { code: Some(code), tail: "last words".to_owned(), ..CallEnd::default() })
+    fn end(code: i32) -> CallEnd {
+        CallEnd { code: Some(code), tail: "last words".to_owned(), ..CallEnd::default() }
     }
 
     #[test]
@@ -306,13 +306,13 @@ mod tests {
         let large = vec![b' '; usize::try_from(RESULT_BYTES).unwrap() + 1];
         let killed = Some(CallEnd { killed: Some(Killed::Deadline), ..CallEnd::default() });
         let by_signal = Some(CallEnd { signal: Some(9), ..CallEnd::default() });
-        assert_eq!(judge(end(0), None), (Exit::Done, String::new()));
-        assert_eq!(judge(end(0), Some(b" \n")), (Exit::Done, String::new()));
-        assert_eq!(judge(end(10), Some(b"{\"changed\":true,\"later\":1}")), (Exit::Pending, String::new()));
-        assert_eq!(judge(end(0), Some(b"\xff\x00garbage")), (Exit::Unknown, "GarbageResult".to_owned()));
-        assert_eq!(judge(end(0), Some(&large)), (Exit::Unknown, "GarbageResult".to_owned()));
-        assert_eq!(judge(end(30), None), (Exit::Failed, "VerbFailed".to_owned()));
-        assert_eq!(judge(end(77), None), (Exit::Unknown, "VerbFailed".to_owned()));
+        assert_eq!(judge(Some(end(0)), None), (Exit::Done, String::new()));
+        assert_eq!(judge(Some(end(0)), Some(b" \n")), (Exit::Done, String::new()));
+        assert_eq!(judge(Some(end(10)), Some(b"{\"changed\":true,\"later\":1}")), (Exit::Pending, String::new()));
+        assert_eq!(judge(Some(end(0)), Some(b"\xff\x00garbage")), (Exit::Unknown, "GarbageResult".to_owned()));
+        assert_eq!(judge(Some(end(0)), Some(&large)), (Exit::Unknown, "GarbageResult".to_owned()));
+        assert_eq!(judge(Some(end(30)), None), (Exit::Failed, "VerbFailed".to_owned()));
+        assert_eq!(judge(Some(end(77)), None), (Exit::Unknown, "VerbFailed".to_owned()));
         assert_eq!(judge(by_signal, None), (Exit::Unknown, "VerbFailed".to_owned()));
         assert_eq!(judge(killed, None), (Exit::Unknown, "DeadlineExceeded".to_owned()));
         assert_eq!(judge(None, None), (Exit::Unknown, "CallLost".to_owned()));

@@ -1,6 +1,5 @@
 //! A member without a container: the agent's real processes below a directory of their own, and an operator to talk to it.
 
-use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -200,7 +199,13 @@ impl TestMember {
         std::fs::write(path, text.replace(from, to)).unwrap();
     }
 
+    /// Starts the keeper and waits until the pilot answers.
     pub fn start(&mut self) {
+        self.start_keeper();
+        self.wait("the API answers", || self.operator.get("/livez").is_ok_and(|answer| answer.status == 200));
+    }
+
+    pub fn start_keeper(&mut self) {
         assert!(self.keeper.is_none());
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_backlot-agent"))
@@ -214,7 +219,6 @@ impl TestMember {
             .spawn()
             .unwrap();
         self.keeper = Some(child);
-        self.wait("the API answers", || self.operator.get("/livez").is_ok_and(|answer| answer.status == 200));
     }
 
     pub fn keeper(&self) -> Pid {
@@ -224,7 +228,7 @@ impl TestMember {
     /// The pilot's process.
     pub fn pilot(&self) -> Pid {
         let found = children(self.keeper()).into_iter().find(|(_, line)| line.contains("\0pilot\0"));
-        found.map(|(pid, _)| pid).unwrap_or_else(|| panic!("no pilot\n{}", self.log()))
+        found.map_or_else(|| panic!("no pilot\n{}", self.log()), |(pid, _)| pid)
     }
 
     /// The engine's process.
@@ -285,6 +289,13 @@ impl TestMember {
         assert!([200, 202].contains(&answer.status), "{} {}\n{}", answer.status, answer.body, self.log());
         self.wait(&format!("{} ends", request.id), || self.report(&request.id)["state"] != "running");
         self.report(&request.id)
+    }
+
+    /// Asks for an operation that ends with the first answer.
+    pub fn operate_once(&self, request: &OperationRequest) -> Value {
+        let answer = self.post(request);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.json()
     }
 
     pub fn report(&self, id: &str) -> Value {
@@ -397,9 +408,5 @@ pub fn operation(id: &str, act: Act) -> OperationRequest {
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
-    digest.as_ref().iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    backlot_agent::hex::encode(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref())
 }

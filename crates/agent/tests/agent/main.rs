@@ -1,0 +1,8 @@
+//! The agent as it runs: real processes, real TLS, the fixture image; only the container is missing.
+#![expect(clippy::unwrap_used, reason = "test support")]
+
+mod faults;
+mod life;
+mod pilot;
+mod security;
+mod support;
