@@ -5,6 +5,8 @@ mod demo;
 mod image;
 mod install;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Developer commands of Backlot.
@@ -28,8 +30,18 @@ enum Command {
     Demo(install::Arguments),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Cluster(arguments) => cluster::run(arguments),
         Command::Image(command) => image::run(command),
         Command::Install(arguments) => install::run(&arguments),

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use super::layout::{Layout, cache, checkout};
 use super::progress::{note, seconds};
 use super::run::{digest, installed, words};
-use super::slots::exclusive;
+use super::slots::exclusive_for_long;
 
 /// The version that the Kubernetes programs report; `dev/kubernetes/go.mod` requires the same.
 const KUBERNETES: &str = "v1.34.4";
@@ -67,7 +67,7 @@ pub fn build_all() -> Result<Vec<PathBuf>> {
     }
     let cache = cache()?;
     let go = words("go", "version")?;
-    let _lock = exclusive(&cache.join("build.lock"))?;
+    let _lock = exclusive_for_long(&cache.join("build.lock"))?;
     MODULES.iter().map(|module| ensure_module(module, &cache, &go)).collect()
 }
 

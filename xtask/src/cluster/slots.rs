@@ -105,15 +105,26 @@ fn lock() -> Result<File> {
 
 /// Holds a lock file until the returned file is dropped; waits for whoever holds it.
 pub fn exclusive(path: &Path) -> Result<File> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    }
-    let file = File::create(path).with_context(|| format!("open {}", path.display()))?;
+    let file = lock_file(path)?;
+    file.lock().with_context(|| format!("lock {}", path.display()))?;
+    Ok(file)
+}
+
+/// As [`exclusive`], for what may take long: says so when it has to wait.
+pub fn exclusive_for_long(path: &Path) -> Result<File> {
+    let file = lock_file(path)?;
     if file.try_lock().is_err() {
         super::progress::note(&format!("waiting for another run, which holds {}", path.display()));
         file.lock().with_context(|| format!("lock {}", path.display()))?;
     }
     Ok(file)
+}
+
+fn lock_file(path: &Path) -> Result<File> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
+    File::create(path).with_context(|| format!("open {}", path.display()))
 }
 
 #[cfg(test)]

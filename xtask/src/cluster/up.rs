@@ -21,7 +21,7 @@ use super::packages;
 use super::process::Started;
 use super::progress::{note, seconds, step};
 use super::run::write;
-use super::slots::{Slot, exclusive};
+use super::slots::{Slot, exclusive_for_long};
 
 /// A cluster whose configuration is written: what can be started and asked for its state.
 #[derive(Debug)]
@@ -43,8 +43,8 @@ pub fn up(layout: &Layout, options: Options) -> Result<()> {
     machine::check()?;
     packages::ensure()?;
     let _lock = hold(layout)?;
-    build::ensure(layout)?;
     let slot = Slot::take(layout)?;
+    build::ensure(layout)?;
     machine::remember()?;
     let cluster = configure(layout, slot, options)?;
     step("network namespaces", || network::ensure_control_plane(layout, slot))?;
@@ -78,7 +78,7 @@ pub fn up(layout: &Layout, options: Options) -> Result<()> {
 /// Lets one run at a time change the cluster.
 pub fn hold(layout: &Layout) -> Result<fs::File> {
     // Beside the folder and not in it, since `down` removes the folder.
-    exclusive(&layout.directory.with_extension("lock"))
+    exclusive_for_long(&layout.directory.with_extension("lock"))
 }
 
 /// Writes certificates and configuration.
@@ -141,10 +141,10 @@ impl Leases {
         kubectl.json(&["get", "leases", "-n", "kube-node-lease"]).map(Self)
     }
 
-    /// Whether all these nodes have been heard of since.
+    /// Whether all these nodes have been heard of since, or are new.
     pub fn renewed(&self, kubectl: &Kubectl, nodes: &[&str]) -> Result<bool> {
         let now = Self::read(kubectl)?;
-        Ok(nodes.iter().all(|node| now.time(node).is_some() && now.time(node) != self.time(node)))
+        Ok(nodes.iter().all(|node| self.time(node).is_none() || now.time(node) != self.time(node)))
     }
 
     fn time(&self, node: &str) -> Option<&str> {
