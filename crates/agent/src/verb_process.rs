@@ -29,6 +29,8 @@ pub const RESULT_BYTES: u64 = 1 << 20;
 /// Output forwarded to the log at once, and then per second.
 const BURST_BYTES: usize = 64 * 1024;
 const BYTES_PER_SECOND: usize = 8 * 1024;
+/// What a line costs beside its own bytes.
+const RECORD_BYTES: usize = 160;
 /// Longest line forwarded; the rest of it is cut.
 const LINE_BYTES: usize = 2048;
 /// Last output kept for the error message of a verb that says nothing else.
@@ -244,15 +246,13 @@ impl<'a> Forward<'a> {
     }
 
     fn flush(&mut self) {
-        if self.line.is_empty() {
-            return;
-        }
         if self.forwarded > self.budget() {
             self.suppressed += self.line.len() as u64;
-        } else {
-            self.forwarded += self.line.len();
+        } else if !self.line.is_empty() {
             self.emit(&String::from_utf8_lossy(&self.line));
         }
+        // Short lines are not cheap: each becomes a record.
+        self.forwarded += self.line.len() + RECORD_BYTES;
         self.line.clear();
     }
 
@@ -265,7 +265,9 @@ impl<'a> Forward<'a> {
     }
 
     fn finish(&mut self) -> String {
-        self.flush();
+        if !self.line.is_empty() {
+            self.flush();
+        }
         if self.suppressed > 0 {
             self.emit(&format!("{} bytes of output were left out: the verb writes too much", self.suppressed));
         }

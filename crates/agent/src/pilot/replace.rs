@@ -33,17 +33,10 @@ const PREFIX: &str = "pilot-";
 pub async fn put(pilot: &Rc<Pilot>, request: Request<Incoming>) -> Response<Body> {
     let announced = request.headers().get("x-sha256").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let announced = announced.to_ascii_lowercase();
-    if announced.len() != 64 || !announced.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return error(StatusCode::BAD_REQUEST, "the header x-sha256 must be the SHA-256 of the binary in hex");
-    }
-    if announced == pilot.build.sha256 {
-        return json(StatusCode::OK, &serde_json::json!({ "sha256": announced }));
-    }
-    {
-        let state = pilot.state.borrow();
-        if state.quiescent || state.terminating {
-            return error(StatusCode::SERVICE_UNAVAILABLE, "another pilot takes over already, or the container ends");
-        }
+    if let Some(answer) = needless(pilot, &announced) {
+        // Who still sends its body does not read an answer.
+        let _ = tokio::time::timeout(UPLOAD, discard(request.into_body())).await;
+        return answer;
     }
     let target = pilot.settings.paths.agent().join(format!("{PREFIX}{}", &announced[..16]));
     let stored = tokio::time::timeout(UPLOAD, store(request.into_body(), &target, &announced)).await;
@@ -58,6 +51,31 @@ pub async fn put(pilot: &Rc<Pilot>, request: Request<Incoming>) -> Response<Body
     }
     tokio::task::spawn_local(hand_over(pilot.clone(), target));
     json(StatusCode::ACCEPTED, &serde_json::json!({ "sha256": announced }))
+}
+
+/// The answer to a request whose body need not be looked at.
+fn needless(pilot: &Pilot, announced: &str) -> Option<Response<Body>> {
+    if announced.len() != 64 || !announced.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let message = "the header x-sha256 must be the SHA-256 of the binary in hex";
+        return Some(error(StatusCode::BAD_REQUEST, message));
+    }
+    if announced == pilot.build.sha256 {
+        return Some(json(StatusCode::OK, &serde_json::json!({ "sha256": announced })));
+    }
+    let state = pilot.state.borrow();
+    let leaving = state.quiescent || state.terminating;
+    let message = "another pilot takes over already, or the container ends";
+    leaving.then(|| error(StatusCode::SERVICE_UNAVAILABLE, message))
+}
+
+async fn discard(mut body: Incoming) {
+    let mut size = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        size += frame.data_ref().map_or(0, |data| data.len() as u64);
+        if size > BINARY_BYTES {
+            return;
+        }
+    }
 }
 
 async fn store(mut body: Incoming, target: &Path, announced: &str) -> Result<(), String> {

@@ -98,7 +98,7 @@ fn ten_gigabytes_of_output_fill_neither_log_nor_memory() {
     let mut member = TestMember::usual();
     member.edit_manifest("join: {timeoutSeconds: 3}", "join: {timeoutSeconds: 120}");
     member.start_founded();
-    member.behave("join", "dd if=/dev/zero bs=1M count=10240 2>/dev/null | tr '\\0' '\\n'; yes | dd bs=1M count=64 iflag=fullblock 2>/dev/null");
+    member.behave("join", "head -c 10G /dev/zero; yes | dd bs=1M count=64 iflag=fullblock 2>/dev/null");
     let before = std::fs::metadata(member.path("log")).unwrap().len();
     member.post(&operation("join", Act::Verb(Verb::Join)));
     let pilot = member.pilot();

@@ -204,7 +204,7 @@ fn a_new_member_clones_until_it_is_done_and_starts() {
     member.show(&view);
     member.wait_phase(EnginePhase::Running);
     assert_eq!(member.calls("clone").len(), 3);
-    let report = member.operate(&operation("join", Act::Verb(Verb::Join)));
+    let report = member.operate_once(&operation("join", Act::Verb(Verb::Join)));
     assert_eq!((&report["state"], &report["exit"]), (&"failed".into(), &"unsupported".into()));
 }
 

@@ -148,17 +148,17 @@ const FORGETFUL: &str = r#"#!/bin/sh
 [ "$1" = version ] && exit 1
 root=$(dirname "$0")/../..
 read -r hello <&0
-echo "$hello" >>$root/hello
-echo '{"is":"ready"}' >&0
+printf '%s\n' "$hello" >>$root/hello
+printf '%s\n' '{"is":"ready"}' >&0
 case $hello in
 *'"engine":null'*'"fenced":false'*)
-    echo '{"is":"start","argv":["sh","-c","setsid sh -c \"echo \\$\\$ >'$root'/daemon; sleep 600\" & echo $$ >'$root'/main; wait"],"env":{"PATH":"/usr/bin:/bin"}}' >&0
+    printf '%s\n' '{"is":"start","argv":["sh","-c","setsid sh -c \"echo \\$\\$ >'$root'/daemon; sleep 600\" & echo $$ >'$root'/main; wait"],"env":{"PATH":"/usr/bin:/bin"}}' >&0
     while [ ! -s $root/daemon ]; do sleep 0.02; done
-    echo '{"is":"deadline","milliseconds":600}' >&0
+    printf '%s\n' '{"is":"deadline","milliseconds":600}' >&0
     echo $(date +%s%3N) >$root/set
     ;;
 esac
-while :; do echo '{"is":"ping","number":1}' >&0; sleep 0.2; done
+while :; do printf '%s\n' '{"is":"ping","number":1}' >&0; sleep 0.2; done
 "#;
 
 #[test]
