@@ -4,5 +4,6 @@
 //! Invariant: deterministic. No clock, no random number, no socket in the doubles themselves; a failing run can be repeated.
 
 pub mod api_server;
+pub mod fake_agent;
 pub mod fault;
 pub mod simulated;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a pod ends only after its workload was told to stop; a silent node's kubelet does nothing at all.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -92,16 +94,24 @@ impl<W: Workload> Cluster<W> {
             for (kind, field) in [("secret", "secretName"), ("secret", "name"), ("configMap", "name")] {
                 let reference = &source[kind];
                 let Some(name) = reference[field].as_str().filter(|_| reference["optional"] != true) else { continue };
-                let there = match kind {
-                    "secret" => self.server.get::<Secret>(&namespace, name).is_some(),
-                    _ => self.server.get::<ConfigMap>(&namespace, name).is_some(),
-                };
-                if !there {
-                    return Some(format!("{kind} {name}"));
+                let Some(keys) = self.keys_of(kind, &namespace, name) else { return Some(format!("{kind} {name}")) };
+                let items = reference["items"].as_array().into_iter().flatten();
+                let missing = items.filter_map(|item| item["key"].as_str()).find(|key| !keys.contains(*key));
+                if let Some(key) = missing {
+                    return Some(format!("key {key} of {kind} {name}"));
                 }
             }
         }
         None
+    }
+
+    fn keys_of(&self, kind: &str, namespace: &str, name: &str) -> Option<BTreeSet<String>> {
+        if kind == "secret" {
+            let secret: Secret = self.server.get(namespace, name)?;
+            return Some(secret.data.into_iter().flat_map(BTreeMap::into_keys).collect());
+        }
+        let map: ConfigMap = self.server.get(namespace, name)?;
+        Some(map.data.into_iter().flat_map(BTreeMap::into_keys).collect())
     }
 
     fn start(&mut self, pod: &Pod) -> Result<(), Refused> {

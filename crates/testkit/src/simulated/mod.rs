@@ -38,6 +38,10 @@ pub trait Workload: Send {
     fn stopped(&mut self, _namespace: &str, _pod: &str) {}
     /// A volume and everything on it is gone.
     fn volume_deleted(&mut self, _volume: &str) {}
+    /// Time passes; whether anything changed by that.
+    fn step(&mut self) -> bool {
+        false
+    }
 }
 
 impl Workload for () {}
@@ -143,9 +147,10 @@ impl<W: Workload> Cluster<W> {
         &mut self.workload
     }
 
-    /// Lets every controller act once; whether anything was stored.
+    /// Lets every controller act once; whether anything was stored or moved.
     pub fn step(&mut self) -> Result<bool, Refused> {
         let before = self.server.revision();
+        let moved = self.workload.step();
         self.collect_garbage()?;
         self.end_namespaces()?;
         self.bind_volumes()?;
@@ -154,7 +159,7 @@ impl<W: Workload> Cluster<W> {
         self.release_volumes()?;
         self.write_endpoints()?;
         self.count_budgets()?;
-        Ok(self.server.revision() != before)
+        Ok(moved || self.server.revision() != before)
     }
 
     /// Steps until nothing changes any more.
