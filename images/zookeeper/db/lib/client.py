@@ -87,12 +87,11 @@ class Client:
             reply = self._receive()
         except OSError as error:
             raise Lost(str(error)) from error
-        _, zxid, code = struct.unpack_from(">iqi", reply)
+        code = struct.unpack_from(">i", reply, 12)[0]
         if code in (-4, -7, -112, -118):  # connection loss, timeout, session expired or moved
             raise Lost(f"ZooKeeper error {code}")
         if code:
             raise Refused(code)
-        self.zxid = zxid
         return reply[16:]
 
     def _authenticate(self, user, password):
@@ -106,21 +105,14 @@ class Client:
             f'charset=utf-8,username="{user}",realm="{realm}",nonce="{nonce}",nc=00000001,cnonce="{mine}",'
             f'digest-uri="{uri}",maxbuf=65536,response={hashlib.md5(proof.encode()).hexdigest()},qop=auth'))
 
+    def sync(self, path):
+        """What is read afterwards is at least as new as the leader's state now; a server may lag behind."""
+        self._call(9, buffer(path))
+
     def get(self, path):
-        """The data of a node, as it was when the call began or later."""
-        self._call(9, buffer(path))  # sync: this server may lag behind the leader
         reply = self._call(4, buffer(path) + b"\0")
         size = max(struct.unpack_from(">i", reply)[0], 0)
         return reply[4:4 + size].decode()
-
-    def children(self, path):
-        self._call(9, buffer(path))
-        reply, names, at = self._call(8, buffer(path) + b"\0"), [], 4
-        while at < len(reply):
-            size = struct.unpack_from(">i", reply, at)[0]
-            names.append(reply[at + 4:at + 4 + size].decode())
-            at += 4 + size
-        return names
 
     def create(self, path, data, rights):
         """Makes a lasting node that everybody may use in these ways; the super user always may."""
@@ -132,6 +124,7 @@ class Client:
 
     def members(self):
         """The committed list: its version, and the line of each member by its id."""
+        self.sync("/zookeeper/config")
         text = self.get("/zookeeper/config")
         lines = dict(re.findall(r"^server\.(\d+)=(.*)$", text, re.M))
         return int(re.search(r"^version=(\w+)$", text, re.M).group(1), 16), lines

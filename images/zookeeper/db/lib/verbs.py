@@ -313,41 +313,47 @@ def leave():
     done(change([host(n, rows[n]) for n in order], lambda lines: subject not in lines, leaving=subject))
 
 
+def serving(rows):
+    """Those who follow a leader, with their answers to `srvr`."""
+    return {n: text for n, text in ask(rows, "srvr").items() if "Mode: " in text}
+
+
+def membership():
+    rows = members()
+    with session("127.0.0.1") as zk:
+        version, lines = zk.members()
+    up = serving({n: rows[n] for n in lines if n in rows})
+    done(False, {"version": f"{version:x}", "members": [
+        {**({"id": rows[n]["id"]} if n in rows else {}), "engineId": n, "vote": ":participant" in text, "up": n in up}
+        for n, text in lines.items()]})
+
+
 def can_disrupt():
     rows = members()
-    answers = ask(rows, "srvr")
-    _, voters = max((parse_list(word(host(n, rows[n]), "conf")) for n in answers if "Mode: " in answers[n]), default=(0, []))
-    up = {n for n in voters if "Mode: " in answers.get(n, "")}
-    need = len(voters) // 2 + 1
-    leader = next((n for n in up if "Mode: leader" in answers[n]), None)
+    with session("127.0.0.1") as zk:
+        voters = set(zk.members()[1])
+    up = serving({n: rows[n] for n in voters if n in rows})
+    leader = next((n for n, text in up.items() if "Mode: leader" in text), None)
     in_sync = re.search(r"^zk_synced_followers\t(\d+)", word(host(leader, rows[leader]), "mntr"), re.M) if leader else None
-    spare = (min(len(up), int(in_sync.group(1)) + 1) if in_sync else 0) - need
+    if not in_sync:
+        later("the leader does not answer")
+    need = len(voters) // 2 + 1
+    spare = min(len(up), int(in_sync.group(1)) + 1) - need
     allowed, refused = [], []
     for member in env.get("DB_PARAM_MEMBERS", env["DB_SELF_ID"]).split():
         number = next((n for n, row in rows.items() if row["id"] == member), None)
-        # Who is down or has no vote is not missed. A single member has no redundancy that a refusal could keep.
-        if (in_sync and number not in voters) or number not in up and in_sync or voters == [number]:
-            allowed.append(member)
-        elif spare > 0:
-            spare -= 1
-            allowed.append(member)
+        misses = number in voters and number in up  # who is down or has no vote is not missed
+        if misses and spare < 1:
+            refused.append({"object": member, "reason": f"of {len(voters)} members {len(up)} serve, {need} must",
+                            "hint": "wait until every member is in sync"})
         else:
-            refused.append({"object": member, "hint": "wait until every member is in sync", "reason":
-                            f"of {len(voters)} members {len(up)} serve, {need} must" if in_sync else "no leader is known"})
-    finish(0, {"allowed": allowed}, blockers=refused)
-
-
-def reconfigure():
-    with open(env["DB_REQUEST"], encoding="utf-8") as file:
-        request = json.load(file)
-    wanted, applied = request["config"], request.get("appliedConfig") or {}
-    # Nothing but the list of members is live in the engine, and that list is no setting.
-    waiting = sorted(key for key in {*wanted, *applied} if wanted.get(key) != applied.get(key))
-    done(False, {"values": {k: v for k, v in wanted.items() if k not in waiting}, "pendingRestart": waiting})
+            spare -= misses
+            allowed.append(member)
+    finish(0, {"allowed": allowed}, blockers=[] if allowed else refused)
 
 
 VERBS = {"prepare": prepare, "render": render, "found": found, "join": join, "leave": leave, "forget": leave,
-         "can-disrupt": can_disrupt, "reconfigure": reconfigure}
+         "membership": membership, "can-disrupt": can_disrupt}
 if __name__ == "__main__":
     try:
         VERBS[sys.argv[1]]()

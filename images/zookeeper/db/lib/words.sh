@@ -32,13 +32,11 @@ value() {
     done
 }
 
-# voters: the ids in the committed list, in `voters`, its version in `version`; sets `member` when this member is one.
+# voters: the ids in the committed list, in `voters`; sets `member` when this member is one.
 voters() {
     local line
     voters=() member=
     ask conf || return
-    value version
-    version=$value
     for line in "${answer[@]}"; do
         [[ $line =~ ^server\.([0-9]+)=.*:participant ]] && voters+=("${BASH_REMATCH[1]}")
     done
