@@ -4,7 +4,7 @@
 #   BACKLOT_CACHE    where all that is built or run is kept (default: ~/.cache/backlot)
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster clean-cluster cluster-test csi-test
+.PHONY: help cluster clean-cluster cluster-test csi-test images image-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,3 +20,9 @@ cluster-test: ## Prove on clusters of its own that the local cluster keeps its p
 
 csi-test: ## Test the local cluster's storage driver, with the CSI project's conformance suite
 	cargo xtask cluster csi-sanity
+
+images: ## Build every container image that changed
+	cargo xtask image build --all
+
+image-test: ## Test every database image without Kubernetes
+	cargo xtask image test --all

@@ -55,8 +55,11 @@ pub enum Command {
     /// Build images and run their own tests, without Kubernetes.
     Test {
         /// Folder names, as for `build`.
-        #[arg(required = true)]
+        #[arg(required_unless_present = "all")]
         names: Vec<String>,
+        /// Test every image that has tests.
+        #[arg(long)]
+        all: bool,
         /// User id of the members; one that the images do not know.
         #[arg(long, default_value_t = 54_321)]
         uid: u32,
@@ -89,7 +92,8 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Build { names, all: false } => names.iter().try_for_each(|name| build(&store, name).map(drop)),
         Command::List { json } => list::list(&store, json),
         Command::Load { names, cluster } => names.iter().try_for_each(|name| load(&store, &cluster, name).map(drop)),
-        Command::Test { names, uid, keep, verbose, limit } => {
+        Command::Test { names, all, uid, keep, verbose, limit } => {
+            let names = if all { source::tested(&store)? } else { names };
             let options = trial::Options { uid, keep, verbose, limit: Duration::from_secs(limit) };
             names.iter().try_for_each(|name| trial::run(&store, name, &options))
         }

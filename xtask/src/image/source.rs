@@ -45,6 +45,12 @@ pub fn all(store: &Store) -> Result<Vec<Source>> {
     Ok(sources)
 }
 
+/// Names of the images that have tests of their own.
+pub fn tested(store: &Store) -> Result<Vec<String>> {
+    let sources = all(store)?.into_iter().filter(|source| source.folder.join("test/run").is_file());
+    Ok(sources.map(|source| source.name).collect())
+}
+
 /// The image `name`, or an error that lists those there are.
 pub fn find(store: &Store, name: &str) -> Result<Source> {
     let mut sources = all(store)?;
@@ -126,4 +132,36 @@ fn folders(parent: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(folders)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(folder: &Path) -> Source {
+        Source::read("x".to_owned(), folder.to_path_buf()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn only_what_goes_into_an_image_decides_whether_it_is_built_again() {
+        let folder = std::env::temp_dir().join(format!("backlot-source-{}", std::process::id()));
+        fs::create_dir_all(folder.join("test")).unwrap();
+        fs::create_dir_all(folder.join("db")).unwrap();
+        fs::write(folder.join("Containerfile"), "# binaries: one two\nFROM scratch\n").unwrap();
+        fs::write(folder.join("db/verb"), "x").unwrap();
+        assert_eq!(image(&folder).binaries, ["one", "two"]);
+        let hash = image(&folder).hash(&[]).unwrap();
+
+        fs::write(folder.join("test/run"), "x").unwrap();
+        fs::write(folder.join("README.md"), "x").unwrap();
+        assert_eq!(image(&folder).hash(&[]).unwrap(), hash);
+
+        fs::set_permissions(folder.join("db/verb"), fs::Permissions::from_mode(0o755)).unwrap();
+        let executable = image(&folder).hash(&[]).unwrap();
+        assert_ne!(executable, hash);
+        fs::rename(folder.join("db/verb"), folder.join("db/verbs")).unwrap();
+        assert_ne!(image(&folder).hash(&[]).unwrap(), executable);
+        assert_ne!(image(&folder).hash(&[folder.join("db/verbs")]).unwrap(), image(&folder).hash(&[]).unwrap());
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

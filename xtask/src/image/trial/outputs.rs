@@ -35,3 +35,20 @@ pub fn required<T: DeserializeOwned>(output: Option<&Value>) -> Result<()> {
 fn parse<T: DeserializeOwned>(output: &Value) -> Result<()> {
     serde_json::from_value::<T>(output.clone()).map(drop).with_context(|| output.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_output_has_its_verbs_type() {
+        assert!(check(Verb::Role, Some(&json!({"role": "leader", "writable": true}))).is_ok());
+        assert!(check(Verb::Role, Some(&json!({"role": "boss", "writable": true}))).is_err());
+        assert!(check(Verb::Role, None).is_err());
+        assert!(check(Verb::Join, None).is_ok());
+        assert!(check(Verb::Join, Some(&json!({"engineId": 7}))).is_err());
+        assert!(check(Verb::PreStop, Some(&json!("anything"))).is_ok());
+    }
+}

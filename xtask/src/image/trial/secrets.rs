@@ -141,3 +141,24 @@ pub fn leaks(trial: &Trial) -> BTreeSet<String> {
     let noted = fs::read_to_string(trial.folder.join("leaks")).unwrap_or_default();
     noted.lines().map(str::to_owned).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_found_in_arguments_and_environment_of_a_process() {
+        let mut watch = Watch { values: vec![("app".into(), b"canary-canary".to_vec())], found: BTreeSet::new() };
+        let process = |arguments: &[u8], environment: &[u8]| Process {
+            pid: 2,
+            inner: 2,
+            arguments: arguments.to_vec(),
+            environment: environment.to_vec(),
+        };
+        watch.processes(&[process(b"cli\0--user\0app\0", b"HOME=/\0")]);
+        assert!(watch.found.is_empty());
+        watch.processes(&[process(b"cli\0-pcanary-canary\0", b""), process(b"sh\0", b"PASSWORD=canary-canary\0")]);
+        let found: Vec<&str> = watch.found.iter().map(String::as_str).collect();
+        assert_eq!(found, ["the secret app is in the arguments of cli", "the secret app is in the environment of sh"]);
+    }
+}
