@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use backlot_api::database::{GroupStatus, MemberRecord};
+use backlot_api::database::{Founder, GroupStatus, MemberRecord};
 use backlot_api::labels;
-use backlot_standard::manifest::{MembershipChange, RollOrder};
+use backlot_standard::manifest::{Manifest, MembershipChange, RollOrder};
 use backlot_standard::request::MemberState;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
@@ -16,18 +18,18 @@ use crate::names;
 use crate::snapshot::{Snapshot, annotation, belongs_to, label};
 use crate::validate::{Refusal, Wanted, WantedComponent};
 
-/// The founding record on the cluster's Secret (annotation `backlot.dev/founded`).
+/// The founding record on the cluster's Secret (annotation `backlot.dev/founded`). It is there before anybody founds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Founding {
-    /// Founded groups.
+    /// Groups that are founded, or have a founder.
     pub groups: Vec<FoundedGroup>,
-    /// Immutable settings that the user gave when the cluster was founded.
+    /// Immutable settings that the user gave before the cluster was founded, by component.
     #[serde(default)]
-    pub immutable: BTreeMap<String, String>,
+    pub immutable: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// A founded group.
+/// A group that is founded, or has a founder.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FoundedGroup {
@@ -35,6 +37,12 @@ pub struct FoundedGroup {
     pub component: String,
     /// Shard.
     pub shard: u32,
+    /// The only member that may ever found it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub founder: Option<Founder>,
+    /// Whether it was founded.
+    #[serde(default)]
+    pub founded: bool,
     /// Decided leader, for types whose agents elect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
@@ -49,10 +57,17 @@ pub(crate) struct Identity {
     pub(crate) adopted: Option<Founding>,
 }
 
-/// The founding record, when the cluster's Secret has one.
-pub fn founding(snapshot: &Snapshot) -> Option<Founding> {
-    let secret = snapshot.objects.secret.as_ref()?;
-    serde_json::from_str(annotation(secret, labels::FOUNDED)?).ok()
+/// The founding record, when the cluster's Secret has one. One that cannot be read is not taken for none.
+pub(crate) fn founding(snapshot: &Snapshot) -> Result<Option<Founding>, Refusal> {
+    let annotation = snapshot.objects.secret.as_ref().and_then(|secret| annotation(secret, labels::FOUNDED));
+    annotation.map(serde_json::from_str).transpose().map_err(|error| Refusal {
+        reason: "FoundingRecordUnreadable",
+        message: format!(
+            "Secret {}: annotation {} cannot be read ({error}). Restore the Secret from a backup",
+            names::cluster_secret(&snapshot.database.name_any()),
+            labels::FOUNDED
+        ),
+    })
 }
 
 /// Decides which cluster a Database is: its own, or the one whose volumes and Secret a deleted Database of the same name
@@ -85,7 +100,13 @@ pub(crate) fn identity(snapshot: &Snapshot) -> Result<Identity, Refusal> {
                     ),
                 });
             }
-            label(secret, labels::CLUSTER_UID).map_or_else(|| own_uid.clone(), ToOwned::to_owned)
+            label(secret, labels::CLUSTER_UID).map(ToOwned::to_owned).ok_or_else(|| Refusal {
+                reason: "SecretOfAnotherCluster",
+                message: format!(
+                    "Secret {secret_name} has no label {}, so whose keys it holds is unknown. Restore the right one from a backup, or delete it",
+                    labels::CLUSTER_UID
+                ),
+            })?
         }
         (None, None) => own_uid.clone(),
     };
@@ -100,8 +121,52 @@ pub(crate) fn identity(snapshot: &Snapshot) -> Result<Identity, Refusal> {
             });
         }
     }
-    let adopted = if stored.is_none() && cluster_uid != own_uid { founding(snapshot) } else { None };
+    // Also a Database whose own status was lost finds its founding again.
+    let adopted = if stored.is_none() { founding(snapshot)? } else { None };
     Ok(Identity { cluster_uid, adopted })
+}
+
+/// Whether what a founding record speaks of is still there: a founded group without volumes would never start, and a leader
+/// without its data would have the others throw theirs away.
+pub(crate) fn check_adopted(snapshot: &Snapshot, manifest: &Manifest, identity: &Identity) -> Vec<Refusal> {
+    let database = snapshot.database.name_any();
+    let secret = names::cluster_secret(&database);
+    let is_here = |claim: &PersistentVolumeClaim| {
+        belongs_to(claim, &identity.cluster_uid) && annotation(claim, labels::LEFT).is_none()
+    };
+    let stateful = |group: &&FoundedGroup| manifest.component(&group.component).is_some_and(|known| !known.stateless);
+    let groups = identity.adopted.iter().flat_map(|adopted| &adopted.groups).filter(stateful);
+    let missing = groups.filter_map(|group| {
+        let claims = snapshot.objects.claims.iter().filter(|claim| is_here(claim));
+        let mut claims = claims.filter(|claim| label(*claim, labels::COMPONENT) == Some(&group.component));
+        if claims.next().is_none() {
+            return Some(Refusal {
+                reason: "RetainedVolumesMissing",
+                message: format!(
+                    "Secret {secret} tells of a founded cluster, but none of its volumes is here. Restore the claims {database}-*, or delete the Secret to begin with an empty database"
+                ),
+            });
+        }
+        let leader = group.leader.as_ref()?;
+        let volumes = manifest.volumes.iter().enumerate();
+        let mut needed = volumes.map(|(index, volume)| names::claim(leader, &volume.name, index == 0));
+        let lost = needed.find(|claim| !snapshot.objects.claim(claim).is_some_and(is_here))?;
+        Some(Refusal {
+            reason: "LeaderVolumeMissing",
+            message: format!(
+                "claim {lost} of {leader}, which led the cluster, is not here; others that followed an empty leader would lose their data. Restore the claim"
+            ),
+        })
+    });
+    missing.collect()
+}
+
+/// Whether a member's volume was there before its Database, so that it may hold an earlier one's data.
+pub(crate) fn has_older_volume(snapshot: &Snapshot, wanted: &Wanted, member: &str) -> bool {
+    let made = |meta: &ObjectMeta| meta.creation_timestamp.as_ref().map(|time| time.0);
+    let database = made(&snapshot.database.metadata);
+    let claims = crate::plan::claims_of(wanted, member).into_values();
+    claims.filter_map(|claim| snapshot.objects.claim(&claim)).any(|claim| made(&claim.metadata) < database)
 }
 
 /// A group's record as stored in status or, on the first pass, as found on volumes.
@@ -118,10 +183,11 @@ pub(crate) fn stored_group(
     {
         return group.clone();
     }
-    let founded = wanted
+    let recorded = wanted
         .adopted
         .as_ref()
         .and_then(|adopted| adopted.groups.iter().find(|group| group.component == *name && group.shard == shard));
+    let is_founded = recorded.is_some_and(|group| group.founded);
     let first_volume = wanted.manifest.volumes.first().map(|volume| volume.name.as_str());
     let mut members: Vec<MemberRecord> = snapshot
         .objects
@@ -134,7 +200,7 @@ pub(crate) fn stored_group(
         .map(|ordinal| MemberRecord {
             name: names::member(&wanted.name, &wanted.manifest, name, shard, ordinal),
             ordinal,
-            state: if founded.is_some() { MemberState::Joined } else { MemberState::New },
+            state: if is_founded { MemberState::Joined } else { MemberState::New },
             incarnation: None,
             engine_id: None,
         })
@@ -143,10 +209,10 @@ pub(crate) fn stored_group(
     GroupStatus {
         component: name.clone(),
         shard,
-        founder: None,
-        founded: founded.is_some(),
-        leader: founded.and_then(|group| group.leader.clone()),
-        epoch: founded.map_or(0, |group| group.epoch),
+        founder: recorded.and_then(|group| group.founder.clone()),
+        founded: is_founded,
+        leader: recorded.and_then(|group| group.leader.clone()),
+        epoch: recorded.map_or(0, |group| group.epoch),
         rebalanced_for: None,
         members,
     }

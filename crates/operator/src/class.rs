@@ -172,14 +172,14 @@ async fn remove(pods: &Api<Pod>, pod: &Pod) -> Result<(), ClassError> {
     let preconditions = Preconditions { uid: pod.uid(), resource_version: None };
     match pods.delete(&pod.name_any(), &DeleteParams::default().preconditions(preconditions)).await {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        other => Ok(drop(other?)),
+        other => other.map(drop).map_err(ClassError::from),
     }
 }
 
 fn waiting_message(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
-    let waiting = containers.filter_map(|container| container.state.as_ref()?.waiting.clone()).next()?;
+    let waiting = containers.into_iter().find_map(|container| container.state.as_ref()?.waiting.clone())?;
     Some(format!("{} {}", waiting.reason.unwrap_or_default(), waiting.message.unwrap_or_default()).trim().to_owned())
 }
 
@@ -202,25 +202,22 @@ fn exit_message(pod: &Pod) -> String {
 /// The identity of inspections; its Secret is made once.
 async fn identity(inspector: &Inspector) -> Result<Identity, ClassError> {
     let secrets: Api<Secret> = Api::namespaced(inspector.client.clone(), &inspector.namespace);
-    let secret = match secrets.get_opt(IDENTITY).await? {
-        Some(secret) => secret,
-        None => {
-            let order = SecretOrder {
-                name: IDENTITY.to_owned(),
-                cluster_uid: UID.to_owned(),
-                is_new: true,
-                members: vec![UID.to_owned()],
-                labels: Value::Null,
-                passwords: BTreeMap::new(),
-            };
-            let data =
-                pki::fill(&order, &BTreeMap::new())?.into_iter().map(|(key, value)| (key, ByteString(value))).collect();
-            let metadata = ObjectMeta { name: Some(IDENTITY.to_owned()), ..ObjectMeta::default() };
-            let secret = Secret { metadata, data: Some(data), ..Secret::default() };
-            match secrets.create(&PostParams::default(), &secret).await {
-                Err(kube::Error::Api(status)) if status.code == 409 => secrets.get(IDENTITY).await?,
-                other => other?,
-            }
+    let secret = if let Some(secret) = secrets.get_opt(IDENTITY).await? { secret } else {
+        let order = SecretOrder {
+            name: IDENTITY.to_owned(),
+            cluster_uid: UID.to_owned(),
+            is_new: true,
+            members: vec![UID.to_owned()],
+            labels: Value::Null,
+            passwords: BTreeMap::new(),
+        };
+        let data =
+            pki::fill(&order, &BTreeMap::new())?.into_iter().map(|(key, value)| (key, ByteString(value))).collect();
+        let metadata = ObjectMeta { name: Some(IDENTITY.to_owned()), ..ObjectMeta::default() };
+        let secret = Secret { metadata, data: Some(data), ..Secret::default() };
+        match secrets.create(&PostParams::default(), &secret).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => secrets.get(IDENTITY).await?,
+            other => other?,
         }
     };
     let data = secret.data.unwrap_or_default();

@@ -220,7 +220,7 @@ async fn operate<A: Agents>(
     };
     match &answer {
         Ok(report) => {
-            tracing::info!(database = %key, member = operation.member, id, state = ?report.state, exit = ?report.exit, "operation")
+            tracing::info!(database = %key, member = operation.member, id, state = ?report.state, exit = ?report.exit, "operation");
         }
         Err(error) => tracing::info!(database = %key, member = operation.member, id, %error, "operation not accepted"),
     }
@@ -277,7 +277,7 @@ async fn ask_one<A: Agents, T: DeserializeOwned>(
         params,
     };
     match operator.agents.operate(key, member, &request).await {
-        Ok(report) if report.state == OperationState::Done => {
+        Ok(report) if report.state == OperationState::Done && report.result.blockers.is_empty() => {
             let output = report.result.output.map(serde_json::from_value);
             output.and_then(Result::ok).map_or_else(
                 || Observed::Unknown(format!("{} of {member} gave no output", verb.name())),

@@ -87,16 +87,13 @@ impl Queue {
     pub fn done(&self, key: &Key, again: Result<Option<Duration>, ()>) {
         let mut state = self.lock();
         state.working.remove(key);
-        let again = match again {
-            Ok(again) => {
-                state.failures.remove(key);
-                again
-            }
-            Err(()) => {
-                let failures = state.failures.entry(key.clone()).or_insert(0);
-                *failures = (*failures + 1).min(7);
-                Some(Duration::from_millis(500 << *failures))
-            }
+        let again = if let Ok(again) = again {
+            state.failures.remove(key);
+            again
+        } else {
+            let failures = state.failures.entry(key.clone()).or_insert(0);
+            *failures = (*failures + 1).min(7);
+            Some(Duration::from_millis(500 << *failures))
         };
         if state.touched_while_working.remove(key) {
             state.schedule(key, Instant::now() + COALESCE);

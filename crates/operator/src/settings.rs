@@ -32,7 +32,7 @@ pub struct Settings {
     /// Databases worked on at the same time.
     #[arg(long, env = "BACKLOT_WORKERS", default_value_t = 8)]
     pub workers: usize,
-    /// Log filter, e.g. info or backlot_operator=debug.
+    /// Log filter, e.g. info or `backlot_operator=debug`.
     #[arg(long, env = "BACKLOT_LOG", default_value = "info,kube_client=warn,tower=warn")]
     pub log: String,
 }

@@ -113,9 +113,9 @@ pub struct Member {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum MemberState {
-    /// Wanted; not part of the engine's membership.
+    /// Wanted; waits until the operator admits it.
     New,
-    /// `join` was begun.
+    /// Admitted: it may start and join.
     Joining,
     /// Part of the engine's membership.
     Joined,

@@ -205,11 +205,14 @@ fn start(facts: &Facts<'_>) -> Step {
     }
     let Some(data) = facts.data else { return Step::Prepare };
     let (Some(member), Some(group)) = (facts.member, facts.group) else { return Step::Rest(None) };
-    let coming = matches!(member.state, MemberState::New | MemberState::Joining);
+    let coming = member.state == MemberState::Joining;
     match data {
         DataState::Existing => Step::Start { founding: false },
         DataState::Fresh | DataState::Incomplete if !group.founded => {
             blocked("WaitingForFounding", waiting(member, group))
+        }
+        DataState::Fresh | DataState::Incomplete | DataState::Stale if member.state == MemberState::New => {
+            blocked("WaitingForAdmission", format!("{} starts and joins when the operator admits it", member.id))
         }
         DataState::Fresh if coming && facts.can_clone => Step::Clone,
         DataState::Fresh if coming => Step::Start { founding: false },

@@ -133,14 +133,15 @@ fn what_the_volume_holds_decides_the_start() {
         assert_eq!(expect(DataState::Fresh, false, founder, true), all("blocked WaitingForFounding"));
         assert_eq!(expect(DataState::Incomplete, false, founder, true), all("blocked WaitingForFounding"));
     }
-    let missing = "blocked DataMissing";
-    assert_eq!(expect(DataState::Fresh, true, None, true), ["clone", "clone", missing, missing]);
-    assert_eq!(expect(DataState::Fresh, true, None, false), ["start", "start", missing, missing]);
+    let (missing, waits) = ("blocked DataMissing", "blocked WaitingForAdmission");
+    assert_eq!(expect(DataState::Fresh, true, None, true), [waits, "clone", missing, missing]);
+    assert_eq!(expect(DataState::Fresh, true, None, false), [waits, "start", missing, missing]);
     // Even the founder does not found again when its data is gone.
-    assert_eq!(expect(DataState::Fresh, true, Some("m-0"), true), ["clone", "clone", missing, missing]);
+    assert_eq!(expect(DataState::Fresh, true, Some("m-0"), true), [waits, "clone", missing, missing]);
     for data in [DataState::Incomplete, DataState::Stale] {
-        assert_eq!(expect(data, true, None, true), ["clone", "clone", "clone", "blocked DataUnfit"]);
-        assert_eq!(expect(data, true, None, false), all("blocked DataUnfit"));
+        assert_eq!(expect(data, true, None, true), [waits, "clone", "clone", "blocked DataUnfit"]);
+        let unfit = "blocked DataUnfit";
+        assert_eq!(expect(data, true, None, false), [waits, unfit, unfit, unfit]);
     }
     for founded in [true, false] {
         assert_eq!(expect(DataState::Retired, founded, Some("m-0"), true), all("blocked RetiredMember"));

@@ -87,6 +87,7 @@ fn operate(group: &mut Group<'_>, plan: &mut Plan, founder: &Founder) {
             member.incarnation = Some(incarnation);
             member.engine_id = engine_id;
         }
+        super::join::admit(group);
         plan.events.push(Event { reason: "Founded", message: format!("{} founded {}", founder.member, group.title()) });
         plan.activities.push(working("Founded", format!("{} founded {}", founder.member, group.title())));
         return;

@@ -1,6 +1,6 @@
 //! Growing: members that run become part of the engine's membership, then data is spread.
 
-use backlot_standard::manifest::MembershipChange;
+use backlot_standard::manifest::{MembershipChange, StartOrder};
 use backlot_standard::operation::{Act, OperationReport, OperationState};
 use backlot_standard::request::{MemberState, Reason};
 use backlot_standard::result::JoinOutput;
@@ -8,27 +8,47 @@ use backlot_standard::verb::Verb;
 
 use super::{Event, Group, Plan, progress, stuck, trouble, working};
 
-/// Joins members that are new. Busy while there are any.
+/// Joins members that come. Busy while there are any.
 pub(super) fn join(group: &mut Group<'_>, plan: &mut Plan) -> bool {
-    let new: Vec<String> = group
+    admit(group);
+    let coming: Vec<String> = group
         .stored
         .members
         .iter()
-        .filter(|member| member.state == MemberState::New)
+        .filter(|member| member.state == MemberState::Joining)
         .map(|member| member.name.clone())
         .collect();
     let is_one_at_a_time = group.wanted.manifest.membership.change == MembershipChange::One;
     let mut is_joining = false;
-    for name in &new {
+    for name in &coming {
         if is_joining && is_one_at_a_time {
             break;
         }
         is_joining |= join_one(group, plan, name);
     }
-    if !new.is_empty() && !is_joining {
-        plan.activities.push(working("WaitsForMembers", format!("waits for {}", new.join(", "))));
+    let waits: Vec<_> =
+        group.next.members.iter().filter(|member| is_coming(member.state)).map(|member| member.name.clone()).collect();
+    if !waits.is_empty() && !is_joining {
+        plan.activities.push(working("WaitsForMembers", format!("waits for {}", waits.join(", "))));
     }
-    group.next.members.iter().any(|member| member.state == MemberState::New)
+    !waits.is_empty()
+}
+
+fn is_coming(state: MemberState) -> bool {
+    matches!(state, MemberState::New | MemberState::Joining)
+}
+
+/// Lets new members start and join: all of them, or one after the other where the type wants that. A member that is not
+/// admitted waits with its volume and image ready.
+pub(super) fn admit(group: &mut Group<'_>) {
+    let is_serial = group.wanted.manifest.membership.start == StartOrder::Serial;
+    let mut may_admit = !(is_serial && group.next.members.iter().any(|member| member.state == MemberState::Joining));
+    for member in group.next.members.iter_mut().filter(|member| member.state == MemberState::New) {
+        if may_admit {
+            member.state = MemberState::Joining;
+            may_admit = !is_serial;
+        }
+    }
 }
 
 /// Joins one member if its engine is up; `true` when it is at work.

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use backlot_api::database::{DeletionPolicy, MemberRecord};
 use backlot_api::labels;
 use backlot_standard::config::Apply;
-use backlot_standard::manifest::StartOrder;
 use backlot_standard::request::MemberState;
 use serde_json::{Value, json};
 
@@ -86,11 +85,6 @@ pub(super) fn members(group: &mut Group<'_>, plan: &mut Plan) -> bool {
     }
     let members = group.next.members.clone();
     for member in members.iter().filter(|member| member.state != MemberState::Left) {
-        let is_serial = group.wanted.manifest.membership.start == StartOrder::Serial;
-        let waits = members.iter().any(|earlier| earlier.ordinal < member.ordinal && earlier.state == MemberState::New);
-        if is_serial && waits && group.snapshot.objects.pod(&member.name).is_none() {
-            break;
-        }
         if let Some(claim) = lost_claim(group, member) {
             plan.activities.push(stuck(
                 "VolumeLost",

@@ -60,9 +60,19 @@ fn end_membership(group: &mut Group<'_>, plan: &mut Plan, member: &MemberRecord)
         return;
     }
     let is_volume_lost = member.incarnation.is_some() && super::keep::lost_claim(group, member).is_some();
-    let verb = if is_volume_lost && group.wanted.has(Verb::Forget) { Verb::Forget } else { Verb::Leave };
+    let can_forget = group.wanted.has(Verb::Forget);
+    let verb =
+        if can_forget && (is_volume_lost || !group.wanted.has(Verb::Leave)) { Verb::Forget } else { Verb::Leave };
     if !group.wanted.has(verb) {
-        proven(group, plan, name);
+        if group.wanted.manifest.membership.quorum {
+            let engine = &group.wanted.manifest.engine;
+            plan.activities.push(stuck(
+                "ShrinkNotSupported",
+                format!("{name} stays: the image of {engine} has neither leave nor forget. Set the members back"),
+            ));
+        } else {
+            proven(group, plan, name);
+        }
         return;
     }
     let id = format!("{}/{name}/{}", verb.name(), member.incarnation.as_deref().unwrap_or("none"));

@@ -339,13 +339,16 @@ impl State {
         };
         agent.data = Some(state);
         let Some(group) = agent.group_view().cloned() else { return };
-        let joins = matches!(own.state, MemberState::New | MemberState::Joining);
+        let joins = own.state == MemberState::Joining;
         match state {
             DataState::Existing => agent.start(self.clock),
             DataState::Fresh if !group.founded => {
                 agent.block("WaitingForFounding", "the group is not founded");
             }
             DataState::Fresh if joins => agent.start(self.clock),
+            DataState::Fresh if own.state == MemberState::New => {
+                agent.block("WaitingForAdmission", "the operator has not admitted the member");
+            }
             DataState::Fresh => agent.block("DataMissing", "the member joined before, and its volume is empty"),
             DataState::Retired => agent.block("RetiredMember", "the member left"),
             DataState::Incomplete | DataState::Stale | DataState::Foreign | DataState::Unreadable => {}
