@@ -4,8 +4,6 @@ DATA=/data/db           # the engine's folder
 META=/data/meta         # ours: the newest epoch seen, and the mark of a founding that is not finished
 STAMP=/run/db/promoted  # "EPOCH RUN_ID" of the promotion of the running process; a restarted engine has another run id
 NOBODY='127.0.0.1 1'    # "replicate from here" that never answers: the engine stays read-only
-# A function library travels with the data and survives FLUSHALL. It says whose data this is.
-LIBRARY=backlot_$(printf '%s' "$DB_CLUSTER_UID" | tr -c 'A-Za-z0-9' _)
 
 quote() { printf '"%s"' "$(printf '%s' "$1" | tr '\000-\037' ' ' | sed 's/[\\"]/\\&/g')"; }
 answer() { printf '%s\n' "$1" > "$DB_RESULT.new" && mv "$DB_RESULT.new" "$DB_RESULT"; }
@@ -66,8 +64,9 @@ EOF
 # redis HOST SECONDS: sends the commands of standard input as the administrator; prints the replies. Returns 0 · 1 an error reply
 # or no connection · 124 no answer in time. The first reply, OK to the password, is cut off.
 redis() {
-  replies=$({ printf 'AUTH admin %s\n' "$(cat "$DB_SECRETS/admin/current")"; cat; } | timeout "$2" redis-cli -e -h "$1" 2>&1) && code=0 || code=$?
-  printf '%s\n' "$replies" | tr -d '\r' | sed '1{/^OK$/d}'
+  read -r password < "$DB_SECRETS/admin/current" || [ -n "$password" ]
+  replies=$({ printf 'AUTH admin %s\n' "$password"; cat; } | timeout "$2" redis-cli -e -h "$1" 2>&1) && code=0 || code=$?
+  printf '%s\n' "$replies" | sed 's/\r$//; 1{/^OK$/d}'
   return "$code"
 }
 
@@ -100,8 +99,11 @@ must_look() {
   esac
 }
 
+# mark: name of a function library that says whose data this is. It travels with the data and survives FLUSHALL.
+mark() { printf 'backlot_%s' "$DB_CLUSTER_UID" | tr -c 'A-Za-z0-9' _; }
+
 # holds HOST: whether an engine holds this cluster's data.
-holds() { echo "FUNCTION LIST LIBRARYNAME $LIBRARY" | redis "$1" 3 | grep -q "$LIBRARY"; }
+holds() { echo "FUNCTION LIST LIBRARYNAME $(mark)" | redis "$1" 3 | grep -q "$(mark)"; }
 
 # promoted: whether the running process was promoted by us; sets promoted_epoch.
 promoted() {
