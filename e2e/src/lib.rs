@@ -2,6 +2,7 @@
 //! Secrets. Invariant: nothing here knows a database engine; what differs by type is data beside its image
 //! (`images/<type>/test/`).
 
+pub mod cluster;
 pub mod database;
 pub mod kubectl;
 pub mod profile;

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod demo;
+mod e2e;
 mod image;
 mod install;
 
@@ -26,6 +27,8 @@ enum Command {
     Image(image::Command),
     /// Install the operator and the database classes on a local cluster.
     Install(install::Arguments),
+    /// Test the promises on a real Kubernetes with real engines.
+    E2e(e2e::Arguments),
     /// One operator, several databases: create, use, change, break, verify.
     Demo(install::Arguments),
 }
@@ -45,6 +48,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Cluster(arguments) => cluster::run(arguments),
         Command::Image(command) => image::run(command),
         Command::Install(arguments) => install::run(&arguments),
+        Command::E2e(arguments) => e2e::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }

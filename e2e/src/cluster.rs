@@ -1,0 +1,75 @@
+//! The cluster under test, as `cargo xtask e2e` gives it by environment.
+
+use anyhow::Result;
+use std::process::id;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::kubectl::Kubectl;
+use crate::profile::Profile;
+
+/// Environment variable with the pinned image of client pods; set by `cargo xtask e2e`.
+pub const CLIENT_IMAGE: &str = "BACKLOT_E2E_CLIENT_IMAGE";
+/// Environment variable with the types to test, separated by commas; all when it is empty.
+pub const TYPES: &str = "BACKLOT_E2E_TYPES";
+
+/// A namespace of a test's own on the cluster under test.
+pub struct Scene {
+    /// kubectl in that namespace.
+    pub kubectl: Kubectl,
+    /// Image of client pods.
+    pub client_image: String,
+}
+
+/// Makes a namespace for a test; `None`, said aloud, when there is no cluster to test on.
+///
+/// # Errors
+/// When the namespace cannot be made.
+pub fn scene(name: &str) -> Result<Option<Scene>> {
+    let Ok(client_image) = std::env::var(CLIENT_IMAGE) else {
+        println!("skipped: {CLIENT_IMAGE} is not set; run `cargo xtask e2e`");
+        return Ok(None);
+    };
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let kubectl = Kubectl::new(format!("{name}-{}", seconds % 100_000 + u64::from(id() % 7)));
+    kubectl.make_namespace()?;
+    Ok(Some(Scene { kubectl, client_image }))
+}
+
+/// The types to test.
+///
+/// # Errors
+/// When a profile cannot be read.
+pub fn profiles() -> Result<Vec<Profile>> {
+    let chosen = std::env::var(TYPES).unwrap_or_default();
+    let is_chosen = |profile: &Profile| chosen.is_empty() || chosen.split(',').any(|name| name == profile.class);
+    Ok(Profile::all()?.into_iter().filter(is_chosen).collect())
+}
+
+impl Scene {
+    /// Deletes the namespace with everything in it, volumes included. Called only when the test has passed: after a failure the
+    /// databases are left for a look.
+    ///
+    /// # Errors
+    /// When it is not gone within three minutes.
+    pub fn clean_up(&self) -> Result<()> {
+        let databases = self.kubectl.run(&["get", "databases", "-o", "name"])?;
+        for database in databases.lines() {
+            self.kubectl.run(&[
+                "patch",
+                database,
+                "--type",
+                "merge",
+                "-p",
+                r#"{"spec":{"deletionPolicy":"Delete"}}"#,
+            ])?;
+            crate::kubectl::wait_for("finalizer", crate::database::LIMIT, || {
+                let finalizers = self.kubectl.run(&["get", database, "-o", "jsonpath={.metadata.finalizers}"])?;
+                Ok((!finalizers.is_empty()).then_some(()))
+            })?;
+        }
+        if !databases.trim().is_empty() {
+            self.kubectl.run(&["delete", "databases", "--all", "--timeout=180s"])?;
+        }
+        self.kubectl.run(&["delete", "namespace", &self.kubectl.namespace, "--timeout=180s"]).map(drop)
+    }
+}

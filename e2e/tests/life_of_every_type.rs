@@ -1,0 +1,98 @@
+//! One test for all types: what a cluster goes through from creation to being taken back. No type has a special case.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use backlot_e2e::cluster::{Scene, profiles, scene};
+use backlot_e2e::database::{Database, LIMIT};
+use backlot_e2e::kubectl::wait_for;
+use backlot_e2e::profile::Profile;
+use serde_json::json;
+
+#[test]
+fn every_type_is_created_grown_configured_broken_shrunk_and_taken_back() -> Result<()> {
+    for profile in profiles()? {
+        let Some(scene) = scene(&format!("life-{}", profile.class))? else { return Ok(()) };
+        live(&scene, &profile).with_context(|| profile.class.clone())?;
+        scene.clean_up()?;
+    }
+    Ok(())
+}
+
+fn live(scene: &Scene, profile: &Profile) -> Result<()> {
+    let database = Database::new(&scene.kubectl, "db", profile);
+    let step = |what: &str, work: &dyn Fn() -> Result<()>| -> Result<()> {
+        let start = Instant::now();
+        work().with_context(|| format!("{what}\n{}", database.story()))?;
+        println!("{:<12} {:>6.1} s  {what}", profile.class, start.elapsed().as_secs_f64());
+        Ok(())
+    };
+    step("create", &|| {
+        database.create()?;
+        database.wait_ready(profile.members)
+    })?;
+    step("write and read through the binding", &|| {
+        database.start_client(&scene.client_image)?;
+        database.write(1, 50)?;
+        database.verify(1, 50)
+    })?;
+    step("grow", &|| {
+        database.edit(&json!({"members": profile.grown}))?;
+        database.wait_ready(profile.grown)?;
+        database.write(51, 100)?;
+        database.verify(1, 100)
+    })?;
+    if !profile.live.is_empty() {
+        step("live setting: no engine restarts", &|| {
+            let before = starts(&database)?;
+            database.edit(&json!({"config": profile.live}))?;
+            database.wait_ready(profile.grown)?;
+            ensure!(starts(&database)? == before, "a container was restarted");
+            database.verify(1, 100)
+        })?;
+    }
+    if !profile.restart.is_empty() {
+        step("setting that needs a restart: one member at a time", &|| {
+            database.edit(&json!({"config": profile.restart}))?;
+            database.wait_ready(profile.grown)?;
+            database.verify(1, 100)
+        })?;
+    }
+    step("a member's pod is lost and comes back with its data", &|| lose_pod(&database))?;
+    step("shrink", &|| {
+        database.edit(&json!({"members": profile.shrunk}))?;
+        database.wait_ready(profile.shrunk)?;
+        database.verify(1, 100)?;
+        database.write(101, 110)
+    })?;
+    step("delete with Retain keeps volumes, and the same name takes them back", &|| {
+        database.delete()?;
+        let claims = scene.kubectl.list("pvc", "backlot.dev/database=db")?;
+        ensure!(!claims.is_empty(), "no claim was retained");
+        scene.kubectl.apply(&database.manifest(profile.shrunk).to_string())?;
+        database.wait_ready(profile.shrunk)?;
+        database.verify(1, 110)
+    })
+}
+
+/// Restart counts and start times of the members' containers.
+fn starts(database: &Database) -> Result<Vec<String>> {
+    let pods = database.kubectl.list("pods", &format!("backlot.dev/database={}", database.name))?;
+    Ok(pods.iter().map(|pod| pod["status"]["containerStatuses"][0]["containerID"].to_string()).collect())
+}
+
+fn lose_pod(database: &Database) -> Result<()> {
+    let members = database.members()?;
+    let victim = members.last().context("no members")?;
+    let uid = || -> Result<String> {
+        Ok(database.kubectl.get("pod", victim)?.unwrap_or_default()["metadata"]["uid"].to_string())
+    };
+    let before = uid()?;
+    database.kubectl.run(&["delete", "pod", victim, "--grace-period=0", "--force"])?;
+    wait_for("the new pod", LIMIT, || {
+        let now = uid()?;
+        Ok((now != "null" && now != before).then_some(()))
+    })?;
+    database.wait_ready(database.profile.grown)?;
+    database.verify(1, 100)
+}
