@@ -135,9 +135,10 @@ def read(path):
 
 
 def agreed_list():
-    """The list of members on the volume, if the ensemble agreed on it: then its file's name ends in a version."""
-    path = re.search(r"^dynamicConfigFile=(.*\.dynamic\.(\w+))$", read(f"{DATA}/conf/zoo.cfg"), re.M)
-    return parse_list(read(path.group(1)) + f"\nversion={path.group(2)}") if path else (0, [])
+    """The newest list of members on the volume that the ensemble agreed on: the server writes each to a file with its version."""
+    versions = [name.rsplit(".", 1)[1] for name in files(f"{DATA}/conf") if re.fullmatch(r"zoo\.cfg\.dynamic\.[0-9a-f]+", name)]
+    newest = max(versions, key=lambda version: int(version, 16), default=None)
+    return parse_list(read(f"{DATA}/conf/zoo.cfg.dynamic.{newest}") + f"\nversion={newest}") if newest else (0, [])
 
 
 def prepare():
@@ -266,7 +267,7 @@ def found():
 
 def change(hosts, is_done, **wanted):
     """Changes the committed list through the first host that answers; returns whether anything was changed."""
-    changed = False
+    asked = changed = lags = False
     while time.monotonic() < DEADLINE:
         for address in hosts:
             try:
@@ -277,20 +278,26 @@ def change(hosts, is_done, **wanted):
                         return changed
                     if "leaving" in wanted and len(lines) == 1:
                         unsafe(f"server {wanted['leaving']}", "it is the last member", "delete the Database instead")
-                    changed = True
+                    asked = True
                     zk.reconfigure(version, **wanted)
-                    break
+                    changed = True
+                    break  # and read again: only a list that was read counts
             except Lost:
-                continue
+                changed = asked  # perhaps: a leader that removes itself does not answer
             except Refused as error:
-                if error.code == client.NEW_CONFIG_NO_QUORUM:
-                    later("too few members of the new list are in sync with the leader")
+                lags = error.code == client.NEW_CONFIG_NO_QUORUM
                 if error.code == client.RECONFIG_IN_PROGRESS:
                     finish(12, error={"code": "Busy", "message": "another change of members is at work"})
-                if error.code != client.BAD_VERSION:
+                if lags and "joining" in wanted:
+                    finish(10, progress={"fraction": 0.9, "note": "too few members are in sync with the leader"})
+                if not lags and error.code != client.BAD_VERSION:
                     raise
+                break
         else:
-            time.sleep(1)
+            lags = False
+        time.sleep(0.2 if changed else 1)
+    if lags:
+        unsafe(f"server {wanted['leaving']}", "the others would have no majority that is in sync", "bring them back first")
     later("no member with a leader answered")
 
 
