@@ -4,10 +4,33 @@
 #   BACKLOT_CACHE    where all that is built or run is kept (default: ~/.cache/backlot)
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster clean-cluster cluster-test csi-test images image-test
+.PHONY: help demo test check lint unit e2e install generate cluster clean-cluster cluster-test csi-test images image-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Watch one operator run three database types: create, use, change, break, verify
+	cargo xtask demo
+
+test: lint unit image-test e2e ## Everything that must be green: format, lints, unit tests, images, real engines on a real Kubernetes
+
+check: lint unit ## The fast loop: format, lints and every test that needs no cluster
+
+lint: ## Format and lints, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+unit: ## Every test that needs neither a container engine nor a cluster
+	cargo test --workspace
+
+e2e: ## The promises on a local cluster of their own, with real engines; TYPE=name for one type
+	cargo xtask e2e --conformance $(if $(TYPE),--type $(TYPE))
+
+install: ## Build the images and install the operator and all classes on the cluster for development
+	cargo xtask install
+
+generate: ## Write generated files: CRDs, JSON Schemas, tables
+	UPDATE_GENERATED=1 cargo test --test generated
 
 cluster: ## Build and start the cluster for development, or start what of it does not run
 	cargo xtask cluster up
