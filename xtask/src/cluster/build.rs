@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::layout::{Layout, cache, checkout};
 use super::progress::{note, seconds};
-use super::run::{digest, installed, words};
+use super::run::{digest, installed, output, words};
 use super::slots::exclusive_for_long;
 
 /// The version that the Kubernetes programs report; `dev/kubernetes/go.mod` requires the same.
@@ -96,49 +96,54 @@ fn ensure_module(module: &Module, cache: &Path, go: &str) -> Result<PathBuf> {
     Ok(target)
 }
 
-fn go_build(source: &Path) -> Command {
-    let version = "k8s.io/component-base/version";
-    let flags = format!("-s -w -X {version}.gitVersion={KUBERNETES} -X {version}.gitMajor=1 -X {version}.gitMinor=34");
-    let mut command = Command::new("go");
-    command.current_dir(source).env("CGO_ENABLED", "0").env("GOFLAGS", "-mod=readonly -trimpath -buildvcs=false");
-    command.args(["build", "-v", "-ldflags", &flags, "-o"]);
-    command
+/// Go in the module's folder. The settings are ours and not the user's, so that the same source gives the same programs.
+fn go(source: &Path, command: &str) -> Command {
+    let mut go = Command::new("go");
+    go.current_dir(source)
+        .env("CGO_ENABLED", "0")
+        .env("GOFLAGS", "-mod=readonly -trimpath -buildvcs=false")
+        .arg(command);
+    go
 }
 
-/// Runs the compiler, which names every package that it works on, and shows how many these are.
+/// Runs the compiler, which names every package that it works on, and shows how far it is.
 fn compile(module: &Module, source: &Path, target: &Path) -> Result<()> {
     const EVERY: Duration = Duration::from_secs(10);
     let started = Instant::now();
-    let mut child = go_build(source)
+    note(&format!(
+        "build {} from source (all four: about ten minutes on two cores from nothing, later from Go's cache)",
+        module.name
+    ));
+    let packages = output(go(source, "list").arg("-deps").args(module.packages))?.lines().count();
+    let version = "k8s.io/component-base/version";
+    let flags = format!("-s -w -X {version}.gitVersion={KUBERNETES} -X {version}.gitMajor=1 -X {version}.gitMinor=34");
+    let mut child = go(source, "build")
+        .args(["-v", "-ldflags", &flags, "-o"])
         .arg(target)
         .args(module.packages)
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .context("start go")?;
-    note(&format!("build {} from source; from nothing, all of it takes about ten minutes on two cores", module.name));
     let (mut compiled, mut shown, mut messages) = (0_u32, Instant::now(), Vec::new());
     for line in child.stderr.take().map(BufReader::new).into_iter().flat_map(BufReader::lines) {
         let line = line.context("read the output of go")?;
-        if line.starts_with("go: downloading") || !line.contains(' ') {
-            compiled += u32::from(!line.contains(' '));
-            if shown.elapsed() > EVERY {
-                note(&format!(
-                    "  {}: {compiled} packages so far, {} ({line})",
-                    module.name,
-                    seconds(started.elapsed())
-                ));
-                shown = Instant::now();
-            }
-        } else {
+        if line.contains(' ') {
             messages.push(line);
+            continue;
+        }
+        compiled += 1;
+        if shown.elapsed() > EVERY {
+            let time = seconds(started.elapsed());
+            note(&format!("  {}: {compiled} of at most {packages} packages compiled, {time} ({line})", module.name));
+            shown = Instant::now();
         }
     }
     let status = child.wait().context("wait for go")?;
     if !status.success() {
         bail!("building dev/{} failed:\n{}", module.name, messages.join("\n"));
     }
-    note(&format!("built {}: {compiled} packages, {}", module.name, seconds(started.elapsed())));
+    note(&format!("built {}: {compiled} of {packages} packages compiled, {}", module.name, seconds(started.elapsed())));
     Ok(())
 }
 
