@@ -7,7 +7,7 @@
 .PHONY: help demo test check lint unit e2e install generate cluster clean-cluster cluster-test csi-test images image-test
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Watch one operator run three database types: create, use, change, break, verify
 	cargo xtask demo
