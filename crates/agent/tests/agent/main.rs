@@ -3,6 +3,7 @@
 
 mod faults;
 mod life;
+mod numbers;
 mod pilot;
 mod security;
 mod support;

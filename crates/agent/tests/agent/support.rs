@@ -208,7 +208,8 @@ impl TestMember {
     pub fn start_keeper(&mut self) {
         assert!(self.keeper.is_none());
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_backlot-agent"))
+        let built = env!("CARGO_BIN_EXE_backlot-agent").to_owned();
+        let child = Command::new(std::env::var("BACKLOT_AGENT").unwrap_or(built))
             .args(["keeper", "--root", self.directory.path().to_str().unwrap()])
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
             .args(["--silence-ms", &self.silence_ms.to_string()])
