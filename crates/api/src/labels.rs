@@ -28,6 +28,8 @@ pub const CLASS: &str = "backlot.dev/class";
 pub const FOUNDED: &str = "backlot.dev/founded";
 /// On a claim: the member has left; its volume is kept and the ordinal is not used again while it exists.
 pub const LEFT: &str = "backlot.dev/left";
+/// On a volume: it was set to Retain because of `deletionPolicy: Retain`.
+pub const RETAINED: &str = "backlot.dev/retained";
 /// On an EndpointSlice: lineage and epoch of the route, `<lineage>.<epoch>`; only ever raised.
 pub const ROUTE_EPOCH: &str = "backlot.dev/route-epoch";
 /// Finalizer of Databases with `deletionPolicy: Delete`.

@@ -202,7 +202,9 @@ fn exit_message(pod: &Pod) -> String {
 /// The identity of inspections; its Secret is made once.
 async fn identity(inspector: &Inspector) -> Result<Identity, ClassError> {
     let secrets: Api<Secret> = Api::namespaced(inspector.client.clone(), &inspector.namespace);
-    let secret = if let Some(secret) = secrets.get_opt(IDENTITY).await? { secret } else {
+    let secret = if let Some(secret) = secrets.get_opt(IDENTITY).await? {
+        secret
+    } else {
         let order = SecretOrder {
             name: IDENTITY.to_owned(),
             cluster_uid: UID.to_owned(),

@@ -7,12 +7,13 @@ use std::time::Duration;
 use backlot_api::{Database, DatabaseStatus};
 use backlot_core::plan::{self, Operation, Plan};
 use backlot_core::snapshot::{Answers, Observed, OperatorFacts, Question, Snapshot};
-use backlot_core::{status, validate};
+use backlot_core::{names, status, validate};
 use backlot_standard::operation::{Act, OperationRequest, OperationState};
 use backlot_standard::request::Reason;
 use backlot_standard::verb::Verb;
 use backlot_standard::view::ClusterView;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, PostParams};
 use kube::runtime::events::{Event as KubeEvent, EventType, Recorder};
 use kube::{Client, Resource, ResourceExt};
@@ -94,7 +95,10 @@ impl<A: Agents> Operator<A> {
 pub async fn pass<A: Agents>(operator: &Operator<A>, key: &Key, epoch: u64) -> Result<Option<Duration>, PassError> {
     let Some(mut snapshot) = operator.caches.snapshot(key, &operator.agents, operator.facts(epoch)) else {
         operator.agents.forget(key);
-        operator.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        let was_known = operator.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key).is_some();
+        if was_known {
+            tell_retained(operator, key).await;
+        }
         return Ok(None);
     };
     let now = Timestamp::now();
@@ -295,6 +299,37 @@ async fn ask_one<A: Agents, T: DeserializeOwned>(
             )
         }
         Err(error) => Observed::Unknown(error.to_string()),
+    }
+}
+
+/// A Database is gone: says what stays of it.
+async fn tell_retained<A: Agents>(operator: &Operator<A>, key: &Key) {
+    let claims: Vec<_> = operator.caches.claims.group(key).iter().map(|claim| claim.name_any()).collect();
+    if claims.is_empty() {
+        return;
+    }
+    let secret = names::cluster_secret(&key.name);
+    let note = format!(
+        "volumes {} and Secret {secret} stay (deletionPolicy Retain). A Database {} of the same class takes them back; to free the space, delete the claims and the Secret",
+        claims.join(", "),
+        key.name
+    );
+    let gone = ObjectReference {
+        api_version: Some("backlot.dev/v1alpha1".to_owned()),
+        kind: Some("Database".to_owned()),
+        namespace: Some(key.namespace.clone()),
+        name: Some(key.name.clone()),
+        ..ObjectReference::default()
+    };
+    let event = KubeEvent {
+        type_: EventType::Normal,
+        reason: "VolumesRetained".into(),
+        note: Some(note),
+        action: "Delete".into(),
+        secondary: None,
+    };
+    if let Err(error) = operator.recorder.publish(&event, &gone).await {
+        tracing::debug!(database = %key, %error, "event not written");
     }
 }
 

@@ -18,9 +18,9 @@ const LEASE: &str = "backlot-operator";
 /// Annotation with the address at which the holder answers.
 const ADDRESS: &str = "backlot.dev/address";
 /// Pause between two reads of the Lease, and between two questions to its holder.
-const PERIOD: Duration = Duration::from_secs(4);
+const PERIOD: Duration = Duration::from_secs(5);
 /// Silence of the holder after which a standby takes over, and age of its own last read after which a leader pauses.
-const SILENCE: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_secs(11);
 
 /// Who this replica is.
 #[derive(Clone, Debug)]

@@ -149,9 +149,11 @@ fn slim_pod(pod: &mut k8s_openapi::api::core::v1::Pod) {
     pod.spec = None;
 }
 
-/// Of a volume, decisions read the reclaim policy only.
+/// Of a volume, decisions read the reclaim policy and why it is so.
 fn slim_volume(volume: &mut PersistentVolume) {
-    volume.metadata.annotations = None;
+    if let Some(annotations) = volume.metadata.annotations.as_mut() {
+        annotations.retain(|key, _| key == labels::RETAINED);
+    }
     volume.metadata.labels = None;
     volume.status = None;
     if let Some(spec) = volume.spec.take() {
