@@ -5,17 +5,15 @@ umask 077
 export LC_ALL=C PATH="/usr/lib/postgresql/15/bin:$PATH"
 DATA=/data/db RUN=/run/db
 STALE=$DATA.stale # exists while the data is too old to rejoin and is to be cloned again
-slot() { printf %s "$1" | tr -- - _; }
-SLOT=$(slot "$DB_SELF_ID")
+# The own replication slot. Member ids have no underscores, slots have no dashes.
+slot() { printf %s "$DB_SELF_ID" | tr -- - _; }
 export PGHOST=$RUN PGUSER=postgres PGDATABASE=postgres PGCONNECT_TIMEOUT=2
 export PGOPTIONS="-c search_path=pg_catalog -c statement_timeout=$((DB_DEADLINE_SECONDS * 1000 - 500))"
 
-# Peer authentication, initdb and libpq want a name for the uid: an arbitrary one gets it from a file.
-if [ "$(id -un 2>/dev/null)" != postgres ]; then
-    passwd="postgres:x:$(id -u):$(id -g)::$RUN/home:/bin/sh"
-    echo "$passwd" >"$DB_SCRATCH/passwd"
-    export LD_PRELOAD=libnss_wrapper.so NSS_WRAPPER_PASSWD="$DB_SCRATCH/passwd" NSS_WRAPPER_GROUP=/etc/group
-fi
+# passwd: initdb and peer authentication want a name for the uid; an arbitrary one gets it from a file. False where it has the name.
+passwd() {
+    [ "$(id -un 2>/dev/null)" != postgres ] && echo "postgres:x:$(id -u):$(id -g)::$RUN/home:/bin/sh" >"$DB_SCRATCH/passwd"
+}
 
 # fail EXIT Code MESSAGE: ends the verb. `also` may hold more members of the result.
 fail() {
@@ -31,12 +29,14 @@ later() { also='"retry":{"afterSeconds":2},' && fail 11 "$1" "$2"; }
 # sql: runs standard input in the engine. $MEMBERS is a table expression; one that leaves counts until its slot is gone.
 sql() {
     psql -XAtq -v ON_ERROR_STOP=1 -v self="$DB_SELF_ID" -v subject="$DB_SUBJECT_ID" -v durability="$DB_DURABILITY" \
-        -v members="$(cat "$DB_MEMBERS")" -v config="$(cat "$DB_CONFIG")" -v asked="${DB_PARAM_MEMBERS-}" -v kind="${DB_PARAM_KIND-}" -v slot="$SLOT" -v changed="${changed-false}" -f -
+        -v members="$(cat "$DB_MEMBERS")" -v config="$(cat "$DB_CONFIG")" -v asked="${DB_PARAM_MEMBERS-}" -v kind="${DB_PARAM_KIND-}" -v changed="${changed-false}" -f -
 }
 MEMBERS="members as (select f[1] as id, translate(f[1], '-', '_') as slot, f[8] as state,
     f[8] = 'joined' or f[8] = 'leaving' and translate(f[1], '-', '_') in (select slot_name from pg_replication_slots) as joined from (select string_to_array(line, chr(9)) as f from string_to_table(:'members', chr(10)) line where line <> '') lines)"
 # The timeline of the own data: that of the newest segment. The control file learns of a new timeline only at the next checkpoint.
 TIMELINE="(select max(('x' || left(name, 8))::bit(32)::int) from pg_ls_waldir() where name ~ '^[0-9A-F]{24}$')"
+# The host that WAL comes from. A receiver whose request is refused says `streaming` too, for a moment.
+SENDER="(select sender_host from pg_stat_wal_receiver join pg_stat_activity using (pid) where status = 'streaming' and backend_start < clock_timestamp() - interval '0.3 s')"
 
 secret() { [ -s "$DB_SECRETS/$1/current" ] && cat "$DB_SECRETS/$1/current" || fail 20 MissingSecret "the secret $1 is missing or empty"; }
 # leader_conninfo: how to reach the leader as the replication user. The password file is private to this call.
@@ -59,6 +59,12 @@ alone() {
     ! running || fail 13 EngineRunning "processes of PostgreSQL are alive on $DATA; stop them first"
 }
 running() { for process in /proc/[0-9]*; do [ "$(readlink "$process/cwd")" != "$DATA" ] || return 0; done 2>/dev/null; return 1; }
+
+# place DIRECTORY: makes a complete directory the data, durably and in one step.
+place() {
+    [ ! -e $DATA ] || rmdir $DATA 2>/dev/null || fail 22 DataThere "$DATA has files that no verb of this image left; they are kept"
+    sync -f "$1" && mv "$1" $DATA && sync /data
+}
 
 clamp() { echo $(($1 < $2 ? $2 : $1 > $3 ? $3 : $1)); }
 # conf [MEMBER…]: postgresql.conf for the wanted state; the MEMBERs confirm no writes.
@@ -96,6 +102,7 @@ port = 5432
 unix_socket_directories = '$RUN'
 unix_socket_permissions = 0700
 hba_file = '/db/pg_hba.conf'
+ident_file = '/dev/null'
 cluster_name = '$DB_SELF_ID'
 superuser_reserved_connections = 5
 password_encryption = scram-sha-256
@@ -111,7 +118,7 @@ recovery_target_timeline = latest
 restart_after_crash = off
 log_destination = stderr
 log_line_prefix = '%m [%p] %q%u@%d '
-primary_slot_name = '$SLOT'
+primary_slot_name = '$(slot)'
 primary_conninfo = '$follow'
 synchronous_commit = on
 synchronous_standby_names = '$names'
@@ -127,6 +134,7 @@ checked() {
 }
 # configure [MEMBER…]: brings the running engine to `conf` and sets `changed`.
 configure() {
+    exec 8>$RUN/.configuring && flock -w 5 8 || fail 12 Busy "another call changes the configuration"
     checked "$@" $(echo "with $MEMBERS select id from members where state = 'leaving' and not joined" | sql)
     cmp -s "$DB_SCRATCH/postgresql.conf" $RUN/postgresql.conf && [ ! -e $RUN/.reload ] && return 0
     before=$(echo 'select pg_conf_load_time()' | sql)
