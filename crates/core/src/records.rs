@@ -3,18 +3,23 @@
 //! Everything else is derived from observation in each pass. Founding and identity also live on the cluster's Secret, so
 //! that they outlive the Database together with retained volumes.
 
+use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 
 use backlot_api::database::{Founder, GroupStatus, MemberRecord};
 use backlot_api::labels;
 use backlot_standard::manifest::{Manifest, MembershipChange, RollOrder};
 use backlot_standard::request::MemberState;
+use backlot_standard::result::DataState;
+use backlot_standard::status::{EnginePhase, MemberStatus};
+use backlot_standard::verb::Verb;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
 use crate::names;
+use crate::plan::Activity;
 use crate::snapshot::{Snapshot, annotation, belongs_to, label};
 use crate::validate::{Refusal, Wanted, WantedComponent};
 
@@ -219,54 +224,139 @@ pub(crate) fn stored_group(
 }
 
 /// Brings the number of records to the wanted one: adds ordinals that no volume occupies, marks surplus members as leaving,
-/// one at a time unless the type moves sets. The decided or reported leader goes last.
-pub(crate) fn resize(snapshot: &Snapshot, wanted: &Wanted, component: &WantedComponent, group: &mut GroupStatus) {
-    let stays =
-        |member: &MemberRecord| matches!(member.state, MemberState::New | MemberState::Joining | MemberState::Joined);
+/// one at a time unless the type moves sets. The decided or reported leader goes last. Answers what stands in the way.
+pub(crate) fn resize(
+    snapshot: &Snapshot,
+    wanted: &Wanted,
+    component: &WantedComponent,
+    group: &mut GroupStatus,
+) -> Option<Activity> {
     let target = component.members as usize;
-    let mut staying = group.members.iter().filter(|member| stays(member)).count();
-    let goes = group.members.len() - staying;
-    let mut ordinal = 0;
-    while staying < target {
-        let name = names::member(&wanted.name, &wanted.manifest, &component.component.name, group.shard, ordinal);
-        let is_free = !group.members.iter().any(|member| member.ordinal == ordinal)
-            && (component.component.stateless || snapshot.objects.claim(&name).is_none());
-        if is_free {
-            group.members.push(MemberRecord {
-                name,
-                ordinal,
-                state: MemberState::New,
-                incarnation: None,
-                engine_id: None,
-            });
-            staying += 1;
+    let staying = group.members.iter().filter(|member| stays(member)).count();
+    let obstacle = match staying.cmp(&target) {
+        Ordering::Less => grow(snapshot, wanted, component, group, target - staying),
+        Ordering::Equal => None,
+        Ordering::Greater => shrink(snapshot, wanted, group, staying - target),
+    };
+    group.members.sort_by_key(|member| member.ordinal);
+    obstacle
+}
+
+fn stays(member: &MemberRecord) -> bool {
+    matches!(member.state, MemberState::New | MemberState::Joining | MemberState::Joined)
+}
+
+fn grow(
+    snapshot: &Snapshot,
+    wanted: &Wanted,
+    component: &WantedComponent,
+    group: &mut GroupStatus,
+    mut more: usize,
+) -> Option<Activity> {
+    let ids = wanted.manifest.membership.ids;
+    for ordinal in 0..=ids.max.saturating_sub(ids.min) {
+        if more == 0 {
+            return None;
         }
-        ordinal += 1;
+        let name = names::member(&wanted.name, &wanted.manifest, &component.component.name, group.shard, ordinal);
+        let has_volume = || {
+            let claims = crate::plan::claims_of(wanted, &name);
+            claims.values().any(|claim| snapshot.objects.claim(claim).is_some())
+        };
+        let is_taken = group.members.iter().any(|member| member.ordinal == ordinal)
+            || (!component.component.stateless && has_volume());
+        if is_taken {
+            continue;
+        }
+        group.members.push(MemberRecord { name, ordinal, state: MemberState::New, incarnation: None, engine_id: None });
+        more -= 1;
+    }
+    (more > 0).then(|| {
+        crate::plan::stuck(
+            "NoFreeOrdinal",
+            format!(
+                "{more} members of {} cannot be added: volumes of members that left occupy every number up to {}. Delete the claims that are not needed",
+                component.component.name,
+                ids.max
+            ),
+        )
+    })
+}
+
+fn shrink(snapshot: &Snapshot, wanted: &Wanted, group: &mut GroupStatus, surplus: usize) -> Option<Activity> {
+    if !group.founded && group.founder.is_some() {
+        // The founder may be at work: who goes is decided when it is known what there is.
+        return None;
     }
     let at_a_time = match wanted.manifest.membership.change {
         MembershipChange::One => 1,
         MembershipChange::Set => usize::MAX,
     };
-    let mut may_go = at_a_time.saturating_sub(goes);
-    while staying > target && may_go > 0 {
-        let is_leader = |member: &MemberRecord| {
-            group.leader.as_deref() == Some(&member.name) || crate::plan::reports_leader(snapshot, &member.name)
-        };
-        let victim = group
-            .members
-            .iter()
-            .enumerate()
-            .filter(|(_, member)| stays(member))
-            .max_by_key(|(_, member)| (member.state != MemberState::Joined, !is_leader(member), member.ordinal))
-            .map(|(index, _)| index);
-        let Some(victim) = victim else { break };
-        let is_founded = group.founded;
-        let member = &mut group.members[victim];
-        member.state = if is_founded { MemberState::Leaving } else { MemberState::Left };
-        staying -= 1;
-        may_go -= 1;
+    let going = group.members.iter().filter(|member| !stays(member)).count();
+    let is_leader = |member: &MemberRecord| {
+        group.leader.as_deref() == Some(&member.name) || crate::plan::reports_leader(snapshot, &member.name)
+    };
+    let mut victims: Vec<_> = group.members.iter().filter(|member| stays(member)).collect();
+    victims.sort_by_key(|member| Reverse((member.state != MemberState::Joined, !is_leader(member), member.ordinal)));
+    victims.truncate(surplus.min(at_a_time.saturating_sub(going)));
+    let is_victim = |name: &str| victims.iter().any(|victim| victim.name == name);
+    let unwell = group
+        .members
+        .iter()
+        .find(|member| member.state == MemberState::Joined && !is_victim(&member.name) && !is_well(snapshot, member));
+    if let (Some(unwell), Some(victim)) = (unwell, victims.iter().find(|member| member.state == MemberState::Joined)) {
+        // Once begun, a member's leave is not taken back; so it is begun only when it can be carried out.
+        return Some(crate::plan::stuck(
+            "ShrinkWaits",
+            format!("{} stays: {} must be well first", victim.name, unwell.name),
+        ));
     }
-    group.members.sort_by_key(|member| member.ordinal);
+    let names: Vec<_> = victims.iter().map(|victim| victim.name.clone()).collect();
+    for member in group.members.iter_mut().filter(|member| names.contains(&member.name)) {
+        let has_run = group.founded && has_run(snapshot, wanted, member);
+        member.state = if has_run { MemberState::Leaving } else { MemberState::Left };
+    }
+    None
+}
+
+/// Whether a member may ever have been part of the engine's membership. One that was not admitted cannot; of one that was
+/// admitted the engine tells, or else that its container never started.
+fn has_run(snapshot: &Snapshot, wanted: &Wanted, member: &MemberRecord) -> bool {
+    let is_up = || {
+        let pod = snapshot.objects.pod(&member.name).and_then(|pod| pod.status.as_ref());
+        report(snapshot, member).is_some() || pod.is_some_and(|status| status.pod_ip.is_some())
+    };
+    match member.state {
+        MemberState::New => false,
+        MemberState::Joining => wanted.has(Verb::Membership) || is_up(),
+        MemberState::Joined | MemberState::Leaving | MemberState::Left | MemberState::Dead => true,
+    }
+}
+
+/// Whether a member says now, with the volume that is known to be its own, that it can serve its role.
+fn is_well(snapshot: &Snapshot, member: &MemberRecord) -> bool {
+    report(snapshot, member).is_some_and(|status| {
+        status.engine.phase == EnginePhase::Running && status.health.as_ref().is_some_and(|health| health.ready)
+    })
+}
+
+/// The report of a member's agent, when it is known now and not about another volume than the member's own.
+pub(crate) fn report<'a>(snapshot: &'a Snapshot, member: &MemberRecord) -> Option<&'a MemberStatus> {
+    let status = snapshot.agents.get(&member.name)?.known()?;
+    let is_own = match (&member.incarnation, &status.incarnation) {
+        (Some(recorded), Some(reported)) => recorded == reported,
+        (None, _) | (_, None) => true,
+    };
+    is_own.then_some(status)
+}
+
+/// Members that were taken back are recorded with the volume that they report, so that another one in its place is noticed.
+pub(crate) fn learn(snapshot: &Snapshot, group: &mut GroupStatus) {
+    let unknown = |member: &&mut MemberRecord| member.state == MemberState::Joined && member.incarnation.is_none();
+    for member in group.members.iter_mut().filter(unknown) {
+        let status = report(snapshot, member).filter(|status| status.data == Some(DataState::Existing));
+        member.incarnation = status.and_then(|status| status.incarnation.clone());
+    }
 }
 
 /// The order in which members are disrupted one after the other.

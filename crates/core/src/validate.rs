@@ -110,7 +110,14 @@ pub fn validate(snapshot: &Snapshot) -> Result<Wanted, Vec<Refusal>> {
         refusals.push(refusal);
         records::Identity { cluster_uid: database.uid().unwrap_or_default(), adopted: None }
     });
-    let founding = records::founding(snapshot);
+    // An unreadable record is refused just once.
+    let founding = records::founding(snapshot).unwrap_or_else(|refusal| {
+        if !refusals.contains(&refusal) {
+            refusals.push(refusal);
+        }
+        None
+    });
+    refusals.extend(records::check_adopted(snapshot, &image.manifest, &identity));
     refusals.extend(checks(database, &image.manifest, &image.class_version));
     let components: Vec<_> = image
         .manifest
@@ -197,7 +204,7 @@ fn want_component(
     let mut config: BTreeMap<_, _> =
         spec.config.iter().map(|(key, value)| (key.clone(), quantity::text(value))).collect();
     config.extend(changed.config.iter().map(|(key, value)| (key.clone(), quantity::text(value))));
-    check_config(manifest, &config, founding, refusals);
+    check_config(manifest, &component.name, &config, founding, refusals);
     let resources = changed.resources.as_ref().unwrap_or(&spec.resources);
     let mut parse = |field: &str, quantity: Option<&_>, default, parser: fn(&_) -> Option<u64>| match quantity {
         None => default,
@@ -250,6 +257,7 @@ fn check_members(manifest: &Manifest, component: &Component, members: u32, field
 
 fn check_config(
     manifest: &Manifest,
+    component: &str,
     values: &BTreeMap<String, String>,
     founding: Option<&Founding>,
     refusals: &mut Vec<Refusal>,
@@ -257,9 +265,9 @@ fn check_config(
     for (key, error) in config::check_all(&manifest.config, values) {
         refusals.push(refuse("SettingRefused", format!("spec.config.{key}: {error}")));
     }
-    let Some(founding) = founding else { return };
+    let Some(immutable) = founding.and_then(|founding| founding.immutable.get(component)) else { return };
     for (key, setting) in manifest.config.iter().filter(|(_, setting)| setting.apply == Apply::Immutable) {
-        let (was, is) = (founding.immutable.get(key), values.get(key));
+        let (was, is) = (immutable.get(key), values.get(key));
         if was != is {
             let show =
                 |value: Option<&String>| value.map_or_else(|| "the default".to_owned(), |value| format!("`{value}`"));

@@ -7,14 +7,15 @@ use backlot_standard::request::{Member, MemberState, Plan, Resources};
 use backlot_standard::view::{ClusterView, ComponentView, GroupView};
 
 use crate::names;
-use crate::snapshot::{Observed, Snapshot};
+use crate::snapshot::{Observed, Snapshot, belongs_to};
 use crate::validate::Wanted;
 
 /// The view without its number (`generation` is 0). It changes only when something changes that members must know.
 pub fn view(snapshot: &Snapshot, wanted: &Wanted, groups: &[GroupStatus]) -> ClusterView {
     let members = groups.iter().flat_map(|group| {
         group.members.iter().map(|record| {
-            let address = snapshot.objects.pod(&record.name).and_then(|pod| pod.status.as_ref()?.pod_ip.clone());
+            let pod = snapshot.objects.pod(&record.name).filter(|pod| belongs_to(*pod, &wanted.cluster_uid));
+            let address = pod.and_then(|pod| pod.status.as_ref()?.pod_ip.clone());
             // A new volume is known by its agent's report before it is recorded.
             let reported = snapshot
                 .agents

@@ -25,6 +25,8 @@ pub fn plan_deletion(snapshot: &Snapshot) -> Plan {
         .or_else(|| database.uid())
         .unwrap_or_default();
     let objects = &snapshot.objects;
+    // The policy may have changed with the last edit before the deletion.
+    super::keep::volumes(snapshot, &cluster_uid, database.spec.deletion_policy, &mut plan);
     if database.spec.deletion_policy == DeletionPolicy::Delete {
         let pods: Vec<_> = objects.pods.iter().filter(|pod| belongs_to(*pod, &cluster_uid)).collect();
         for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {

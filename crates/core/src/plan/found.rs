@@ -1,6 +1,6 @@
 //! Founding: once per group, by the member that status names before anybody is told to.
 
-use backlot_api::database::Founder;
+use backlot_api::database::{Founder, MemberRecord};
 use backlot_standard::manifest::{Elections, Leadership};
 use backlot_standard::operation::{Act, OperationState};
 use backlot_standard::request::{MemberState, Reason};
@@ -8,6 +8,7 @@ use backlot_standard::result::DataState;
 use backlot_standard::verb::Verb;
 
 use super::{Event, Group, Plan, stuck, trouble, working};
+use crate::records;
 
 /// Chooses the founder, then has it found the group. Busy until the group is founded.
 pub(super) fn found(group: &mut Group<'_>, plan: &mut Plan) -> bool {
@@ -27,10 +28,10 @@ fn choose(group: &mut Group<'_>, plan: &mut Plan) {
             .push(working("WaitsForComponent", format!("{} waits until {waits_for} is founded", group.title())));
         return;
     }
-    let with_data = group.next.members.iter().find(|member| {
-        group.agent(&member.name).and_then(|status| status.data).is_some_and(|data| data != DataState::Fresh)
-    });
-    if let Some(member) = with_data {
+    let new: Vec<_> = group.next.members.iter().filter(|member| member.state == MemberState::New).collect();
+    let data = |member: &MemberRecord| group.agent(&member.name).and_then(|status| status.data);
+    let holds = |member: &&MemberRecord| data(member).is_some_and(|data| data != DataState::Fresh);
+    if let Some(member) = group.next.members.iter().find(holds) {
         plan.activities.push(stuck(
             "UnexpectedData",
             format!(
@@ -41,9 +42,20 @@ fn choose(group: &mut Group<'_>, plan: &mut Plan) {
         ));
         return;
     }
-    let fresh = group.next.members.iter().find_map(|member| {
+    // What an older volume holds must be known before anything is founded beside it.
+    let is_unknown = |member: &&&MemberRecord| {
+        records::has_older_volume(group.snapshot, group.wanted, &member.name) && data(member).is_none()
+    };
+    if let Some(member) = new.iter().find(is_unknown) {
+        plan.activities.push(working(
+            "WaitsForMembers",
+            format!("{} waits to see what the earlier volume of {} holds", group.title(), member.name),
+        ));
+        return;
+    }
+    let is_stateless = group.component.component.stateless;
+    let fresh = new.iter().find_map(|member| {
         let status = group.agent(&member.name)?;
-        let is_stateless = group.component.component.stateless;
         let incarnation = status.incarnation.clone().or_else(|| is_stateless.then(String::new))?;
         (status.data == Some(DataState::Fresh)).then(|| Founder { member: member.name.clone(), incarnation })
     });
@@ -65,7 +77,11 @@ fn operate(group: &mut Group<'_>, plan: &mut Plan, founder: &Founder) {
             .push(working("WaitsForMembers", format!("waits for {} to found {}", founder.member, group.title())));
         return;
     };
-    let incarnation = status.incarnation.clone().unwrap_or_default();
+    let stateless = group.component.component.stateless.then(String::new);
+    let Some(incarnation) = status.incarnation.clone().or(stateless) else {
+        plan.activities.push(working("WaitsForMembers", format!("waits for the volume of {}", founder.member)));
+        return;
+    };
     if incarnation != founder.incarnation {
         plan.activities.push(stuck(
             "FounderVolumeReplaced",
@@ -78,7 +94,7 @@ fn operate(group: &mut Group<'_>, plan: &mut Plan, founder: &Founder) {
         return;
     }
     let id = format!("found/{}/{}", group.title(), group.wanted.cluster_uid);
-    let report = group.report(&id).cloned();
+    let report = status.operations.iter().find(|report| report.id == id).cloned();
     if let Some(report) = report.as_ref().filter(|report| report.state == OperationState::Done) {
         let engine_id = super::join::engine_id(report);
         group.next.founded = true;
@@ -90,6 +106,15 @@ fn operate(group: &mut Group<'_>, plan: &mut Plan, founder: &Founder) {
         super::join::admit(group);
         plan.events.push(Event { reason: "Founded", message: format!("{} founded {}", founder.member, group.title()) });
         plan.activities.push(working("Founded", format!("{} founded {}", founder.member, group.title())));
+        return;
+    }
+    let is_recorded = records::founding(group.snapshot).is_ok_and(|record| {
+        let mut groups = record.iter().flat_map(|record| &record.groups);
+        groups.any(|known| known.component == group.stored.component && known.founder.as_ref() == Some(founder))
+    });
+    if !is_recorded {
+        // The record on the Secret comes first: it outlives the Database together with what is founded now.
+        plan.activities.push(working("Founding", format!("records that {} founds {}", founder.member, group.title())));
         return;
     }
     match report.filter(|report| report.state == OperationState::Failed) {

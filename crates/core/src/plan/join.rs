@@ -7,6 +7,7 @@ use backlot_standard::result::JoinOutput;
 use backlot_standard::verb::Verb;
 
 use super::{Event, Group, Plan, progress, stuck, trouble, working};
+use crate::snapshot::Observed;
 
 /// Joins members that come. Busy while there are any.
 pub(super) fn join(group: &mut Group<'_>, plan: &mut Plan) -> bool {
@@ -20,11 +21,11 @@ pub(super) fn join(group: &mut Group<'_>, plan: &mut Plan) -> bool {
         .collect();
     let is_one_at_a_time = group.wanted.manifest.membership.change == MembershipChange::One;
     let mut is_joining = false;
-    for name in &coming {
+    for name in in_order(group, coming) {
         if is_joining && is_one_at_a_time {
             break;
         }
-        is_joining |= join_one(group, plan, name);
+        is_joining |= join_one(group, plan, &name) || (is_one_at_a_time && may_be_joining(group, &name));
     }
     let waits: Vec<_> =
         group.next.members.iter().filter(|member| is_coming(member.state)).map(|member| member.name.clone()).collect();
@@ -32,6 +33,25 @@ pub(super) fn join(group: &mut Group<'_>, plan: &mut Plan) -> bool {
         plan.activities.push(working("WaitsForMembers", format!("waits for {}", waits.join(", "))));
     }
     !waits.is_empty()
+}
+
+/// Members whose join is at work come first, so that no other one is begun beside it; then those that may be joining.
+fn in_order(group: &Group<'_>, mut coming: Vec<String>) -> Vec<String> {
+    let is_at_work = |name: &String| {
+        let begun = format!("join/{name}/");
+        let mut operations =
+            group.snapshot.agents.values().filter_map(Observed::known).flat_map(|status| &status.operations);
+        operations.any(|report| report.id.starts_with(&begun) && report.state == OperationState::Running)
+    };
+    coming.sort_by_key(|name| (!is_at_work(name), !may_be_joining(group, name)));
+    coming
+}
+
+/// Whether a member runs and is not heard of just now, so that its join may be at work.
+fn may_be_joining(group: &Group<'_>, name: &str) -> bool {
+    let is_silent = matches!(group.snapshot.agents.get(name), Some(Observed::Unknown(_)));
+    let pod = group.snapshot.objects.pod(name);
+    is_silent && pod.is_some_and(|pod| super::keep::pod_trouble(pod).is_none())
 }
 
 fn is_coming(state: MemberState) -> bool {
@@ -56,9 +76,9 @@ fn join_one(group: &mut Group<'_>, plan: &mut Plan, name: &str) -> bool {
     if !group.is_running(name) {
         return false;
     }
-    let Some(incarnation) = group.agent(name).map(|status| status.incarnation.clone().unwrap_or_default()) else {
-        return false;
-    };
+    let stateless = group.component.component.stateless.then(String::new);
+    let reported = group.agent(name).and_then(|status| status.incarnation.clone());
+    let Some(incarnation) = reported.or(stateless) else { return false };
     if !group.wanted.has(Verb::Join) {
         if group.is_ready(name) {
             record(group, plan, name, incarnation, None);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Event, Group, Plan, Target, Write, claims_of, stuck, working};
 use crate::build::{self, Kind};
-use crate::records::{FoundedGroup, Founding};
+use crate::records::{FoundedGroup, Founding, has_older_volume};
 use crate::snapshot::{Snapshot, annotation, belongs_to};
 use crate::validate::Wanted;
 
@@ -29,7 +29,9 @@ pub(super) fn secret(snapshot: &Snapshot, wanted: &Wanted, groups: &[Group<'_>],
     }
     let members = groups.iter().flat_map(|group| &group.next.members).map(|member| member.name.clone()).collect();
     let Some(mut order) = build::secret_order(snapshot.objects.secret.as_ref(), wanted, members) else { return };
-    if is_founded && !order.passwords.is_empty() {
+    let mut records = groups.iter().flat_map(|group| &group.stored.members);
+    let may_have_data = is_founded || records.any(|member| has_older_volume(snapshot, wanted, &member.name));
+    if !order.is_new && may_have_data && !order.passwords.is_empty() {
         let names: Vec<_> = std::mem::take(&mut order.passwords).into_keys().collect();
         plan.activities.push(stuck(
             "CredentialMissing",
@@ -95,8 +97,9 @@ pub(super) fn members(group: &mut Group<'_>, plan: &mut Plan) -> bool {
             ));
             continue;
         }
-        claims(group, member, plan);
-        pod(group, member, plan);
+        if claims(group, member, plan) {
+            pod(group, member, plan);
+        }
     }
     false
 }
@@ -110,13 +113,14 @@ pub(super) fn lost_claim(group: &Group<'_>, member: &MemberRecord) -> Option<Str
     claims_of(group.wanted, &member.name).into_values().find(|claim| group.snapshot.objects.claim(claim).is_none())
 }
 
-fn claims(group: &Group<'_>, member: &MemberRecord, plan: &mut Plan) {
+/// Claims of a member; `false` when its pod must not be made with what is there.
+fn claims(group: &Group<'_>, member: &MemberRecord, plan: &mut Plan) -> bool {
     if group.component.component.stateless {
-        return;
+        return true;
     }
-    let objects = &group.snapshot.objects;
+    let mut may_run = true;
     for (volume, name) in claims_of(group.wanted, &member.name) {
-        let Some(claim) = objects.claim(&name) else {
+        let Some(claim) = group.snapshot.objects.claim(&name) else {
             plan.writes.push(Write::Create(build::claim(
                 group.wanted,
                 group.component,
@@ -127,20 +131,46 @@ fn claims(group: &Group<'_>, member: &MemberRecord, plan: &mut Plan) {
             )));
             continue;
         };
-        let volume =
-            claim.spec.as_ref().and_then(|spec| spec.volume_name.as_ref()).and_then(|name| objects.volumes.get(name));
-        let Some(volume) = volume else { continue };
-        let policy = match group.wanted.deletion_policy {
-            DeletionPolicy::Retain => "Retain",
-            DeletionPolicy::Delete => "Delete",
-        };
-        let has = volume.spec.as_ref().and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
-        if has != Some(policy) {
-            plan.writes.push(Write::Patch {
-                target: Target::of(Kind::Volume, volume),
-                patch: json!({"spec": {"persistentVolumeReclaimPolicy": policy}}),
-            });
+        if !belongs_to(claim, &group.wanted.cluster_uid) {
+            may_run = false;
+            plan.activities.push(stuck(
+                "NameTaken",
+                format!("claim {name} exists and is not of this cluster. Delete it, or rename the Database"),
+            ));
+        } else if claim.metadata.deletion_timestamp.is_some() {
+            plan.activities.push(stuck(
+                "VolumeTerminating",
+                format!(
+                    "claim {name} of {} was deleted by somebody and goes as soon as its pod does. Save its data while the member runs",
+                    member.name
+                ),
+            ));
         }
+    }
+    may_run
+}
+
+/// Volumes outlive their claims, or go with them, as `deletionPolicy` says now; those of members that left too.
+pub(super) fn volumes(snapshot: &Snapshot, cluster_uid: &str, policy: DeletionPolicy, plan: &mut Plan) {
+    let objects = &snapshot.objects;
+    for claim in objects.claims.iter().filter(|claim| belongs_to(*claim, cluster_uid)) {
+        let volume = claim.spec.as_ref().and_then(|spec| objects.volumes.get(spec.volume_name.as_ref()?));
+        let Some(volume) = volume else { continue };
+        let has = volume.spec.as_ref().and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
+        // Only what was set to Retain here is set back: an administrator's own Retain stays.
+        let is_ours = annotation(volume, labels::RETAINED).is_some();
+        let patch = match policy {
+            DeletionPolicy::Retain if has != Some("Retain") => json!({
+                "metadata": {"annotations": {labels::RETAINED: "true"}},
+                "spec": {"persistentVolumeReclaimPolicy": "Retain"},
+            }),
+            DeletionPolicy::Delete if has == Some("Retain") && is_ours => json!({
+                "metadata": {"annotations": {labels::RETAINED: null}},
+                "spec": {"persistentVolumeReclaimPolicy": "Delete"},
+            }),
+            DeletionPolicy::Retain | DeletionPolicy::Delete => continue,
+        };
+        plan.writes.push(Write::Patch { target: Target::of(Kind::Volume, volume), patch });
     }
 }
 
@@ -180,7 +210,7 @@ fn pod(group: &Group<'_>, member: &MemberRecord, plan: &mut Plan) {
 }
 
 /// What the scheduler or kubelet says stands in the way of a pod.
-fn pod_trouble(pod: &k8s_openapi::api::core::v1::Pod) -> Option<String> {
+pub(super) fn pod_trouble(pod: &k8s_openapi::api::core::v1::Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     let unscheduled = status.conditions.iter().flatten().find(|condition| {
         condition.type_ == "PodScheduled"
@@ -201,27 +231,29 @@ fn pod_trouble(pod: &k8s_openapi::api::core::v1::Pod) -> Option<String> {
         })
 }
 
-/// Keeps the founding on the Secret, so that retained volumes can be taken back.
+/// Keeps the founding on the Secret, so that it outlives the Database together with retained volumes. Founding waits for it.
 pub(super) fn founding_record(snapshot: &Snapshot, wanted: &Wanted, groups: &[Group<'_>], plan: &mut Plan) {
-    let Some(secret) = &snapshot.objects.secret else { return };
-    let founded: Vec<_> = groups
-        .iter()
-        .filter(|group| group.stored.founded)
+    let (Some(secret), Ok(before)) = (&snapshot.objects.secret, crate::records::founding(snapshot)) else { return };
+    let stored = groups.iter().map(|group| &group.stored);
+    let founded: Vec<_> = stored
+        .filter(|group| group.founded || group.founder.is_some())
         .map(|group| FoundedGroup {
-            component: group.stored.component.clone(),
-            shard: group.stored.shard,
-            leader: group.stored.leader.clone(),
-            epoch: group.stored.epoch,
+            component: group.component.clone(),
+            shard: group.shard,
+            founder: group.founder.clone(),
+            founded: group.founded,
+            leader: group.leader.clone(),
+            epoch: group.epoch,
         })
         .collect();
     if founded.is_empty() {
         return;
     }
-    let before = crate::records::founding(snapshot);
     let immutable = before.as_ref().map_or_else(|| immutable_settings(wanted), |record| record.immutable.clone());
     let record = Founding { groups: founded, immutable };
-    let is_same = before.as_ref() == Some(&record) && annotation(secret, labels::FOUNDED).is_some();
-    if !is_same && let Ok(text) = serde_json::to_string(&record) {
+    if before.as_ref() != Some(&record)
+        && let Ok(text) = serde_json::to_string(&record)
+    {
         plan.writes.push(Write::Patch {
             target: Target::of(Kind::Secret, secret),
             patch: json!({"metadata": {"annotations": {labels::FOUNDED: text}}}),
@@ -229,11 +261,14 @@ pub(super) fn founding_record(snapshot: &Snapshot, wanted: &Wanted, groups: &[Gr
     }
 }
 
-fn immutable_settings(wanted: &Wanted) -> BTreeMap<String, String> {
+fn immutable_settings(wanted: &Wanted) -> BTreeMap<String, BTreeMap<String, String>> {
     let is_immutable =
         |key: &String| wanted.manifest.config.get(key).is_some_and(|setting| setting.apply == Apply::Immutable);
-    let config = wanted.components.iter().flat_map(|component| &component.config);
-    config.filter(|(key, _)| is_immutable(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    let of = |config: &BTreeMap<String, String>| -> BTreeMap<_, _> {
+        config.iter().filter(|(key, _)| is_immutable(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    };
+    let components = wanted.components.iter();
+    components.map(|component| (component.component.name.clone(), of(&component.config))).collect()
 }
 
 #[cfg(test)]

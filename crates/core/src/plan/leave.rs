@@ -4,13 +4,14 @@ use backlot_api::database::{DeletionPolicy, MemberRecord};
 use backlot_api::labels;
 use backlot_standard::operation::{Act, OperationState};
 use backlot_standard::request::{MemberState, Reason};
-use backlot_standard::result::MembershipOutput;
-use backlot_standard::verb::Verb;
+use backlot_standard::result::{DataState, EngineMember, MembershipOutput};
+use backlot_standard::status::EnginePhase;
+use backlot_standard::verb::{RunsOn, Verb};
 use serde_json::json;
 
 use super::{Event, Group, Plan, Target, Write, claims_of, progress, stuck, trouble, working};
 use crate::build::Kind;
-use crate::snapshot::{Observed, Question, annotation};
+use crate::snapshot::{Observed, Question, annotation, belongs_to};
 
 /// Moves leaving members on. Busy while there are any.
 pub(super) fn leave(group: &mut Group<'_>, plan: &mut Plan) -> bool {
@@ -48,27 +49,32 @@ fn end_membership(group: &mut Group<'_>, plan: &mut Plan, member: &MemberRecord)
         Some(Observed::Absent) => None,
         None => return,
     };
-    let is_member = membership.as_ref().is_none_or(|list| contains(list, member));
-    if membership.is_some() && !is_member {
-        proven(group, plan, name);
+    if let Some(list) = membership.as_ref().filter(|list| !contains(list, member)) {
+        match why_unproven(group, list, member) {
+            None => proven(group, plan, name),
+            Some(why) => plan.activities.push(stuck("ShrinkWaits", format!("{name} stays: {why}"))),
+        }
         return;
     }
     if let Some(list) = membership.as_ref().filter(|_| group.wanted.manifest.membership.quorum)
-        && let Some(why) = breaks_quorum(group, list, member)
+        && let Some(why) = breaks_quorum(group, list)
     {
         plan.activities.push(stuck("ShrinkWaits", format!("{name} stays: {why}")));
         return;
     }
     let is_volume_lost = member.incarnation.is_some() && super::keep::lost_claim(group, member).is_some();
-    let can_forget = group.wanted.has(Verb::Forget);
-    let verb =
-        if can_forget && (is_volume_lost || !group.wanted.has(Verb::Leave)) { Verb::Forget } else { Verb::Leave };
-    if !group.wanted.has(verb) {
+    // Its engine cannot run any more, and there is nothing that it could move away.
+    let is_empty = group
+        .agent(name)
+        .is_some_and(|status| status.data == Some(DataState::Fresh) && status.engine.phase == EnginePhase::Waiting);
+    let can_leave = group.wanted.has(Verb::Leave) && !is_volume_lost && !is_empty;
+    let verb = if group.wanted.has(Verb::Forget) && !can_leave { Verb::Forget } else { Verb::Leave };
+    if !group.wanted.has(verb) || (verb == Verb::Leave && is_empty) {
         if group.wanted.manifest.membership.quorum {
             let engine = &group.wanted.manifest.engine;
             plan.activities.push(stuck(
                 "ShrinkNotSupported",
-                format!("{name} stays: the image of {engine} has neither leave nor forget. Set the members back"),
+                format!("{name} stays: the image of {engine} has no verb that could remove it. Set the members back"),
             ));
         } else {
             proven(group, plan, name);
@@ -85,6 +91,11 @@ fn end_membership(group: &mut Group<'_>, plan: &mut Plan, member: &MemberRecord)
         Some(report) if report.state == OperationState::Failed => {
             plan.activities.push(stuck("LeaveFailed", format!("{name} is not removed: {}", trouble(report))));
         }
+        Some(report) if report.state == OperationState::Done => {
+            let verb = verb.name();
+            plan.activities
+                .push(stuck("ShrinkWaits", format!("{name} stays: its {verb} is done, but the engine still lists it")));
+        }
         other => plan.activities.push(working("Leaving", format!("{name} leaves{}", progress(other)))),
     }
     match group.place(verb, name) {
@@ -96,22 +107,30 @@ fn end_membership(group: &mut Group<'_>, plan: &mut Plan, member: &MemberRecord)
     }
 }
 
-/// The engine's list as a survivor sees it; `None` when it was asked now and the pass is planned again, `Absent` when the
+/// The engine's list as a member that stays sees it; `None` when it was asked now and the pass is planned again, `Absent` when the
 /// image cannot tell.
 fn ask_membership(group: &Group<'_>, plan: &mut Plan, subject: &str) -> Option<Observed<MembershipOutput>> {
     if !group.wanted.has(Verb::Membership) {
         return Some(Observed::Absent);
     }
-    let Some(survivor) = group.survivors(subject).first().map(|member| member.name.clone()) else {
-        return Some(Observed::Unknown("no other member answers".to_owned()));
+    let asked = match group.wanted.manifest.rule(Verb::Membership).runs_on {
+        RunsOn::Leader => group.leader().filter(|leader| group.is_running(leader)),
+        RunsOn::Self_ | RunsOn::Survivor | RunsOn::Any | RunsOn::Every => {
+            group.survivors(subject).first().map(|member| member.name.clone())
+        }
     };
-    let answer = group.snapshot.answers.memberships.get(&survivor);
-    if answer.is_none() {
-        plan.questions.push(Question::Membership { member: survivor });
-    }
-    answer.map(|answer| match answer {
-        Observed::Absent => Observed::Unknown("no answer".to_owned()),
-        other => other.clone(),
+    let Some(asked) = asked else { return Some(Observed::Unknown("no other member answers".to_owned())) };
+    Some(match group.snapshot.answers.memberships.get(&asked) {
+        None => {
+            plan.questions.push(Question::Membership { member: asked });
+            return None;
+        }
+        // A list without the member that gave it, an empty one above all, proves nothing about others.
+        Some(Observed::Known(list)) if !list.members.iter().any(|known| known.id.as_deref() == Some(&asked)) => {
+            Observed::Unknown(format!("{asked} does not list itself"))
+        }
+        Some(Observed::Absent) => Observed::Unknown(format!("{asked} gave no answer")),
+        Some(answer) => answer.clone(),
     })
 }
 
@@ -121,16 +140,34 @@ fn contains(list: &MembershipOutput, member: &MemberRecord) -> bool {
     })
 }
 
-/// Why the members that remain could not keep a majority, by the engine's own list.
-fn breaks_quorum(group: &Group<'_>, list: &MembershipOutput, member: &MemberRecord) -> Option<String> {
-    let is_subject =
-        |id: Option<&str>, engine_id: &str| id == Some(&member.name) || member.engine_id.as_deref() == Some(engine_id);
-    let remaining: Vec<_> =
-        list.members.iter().filter(|known| known.vote && !is_subject(known.id.as_deref(), &known.engine_id)).collect();
-    let up = remaining
-        .iter()
-        .filter(|known| known.up != Some(false) && known.id.as_deref().is_none_or(|id| group.is_running(id)))
-        .count();
+/// Why a list that does not name the member is no proof that it is gone.
+fn why_unproven(group: &Group<'_>, list: &MembershipOutput, member: &MemberRecord) -> Option<String> {
+    let ghost = list.members.iter().find(|known| known.id.is_none() && member.engine_id.is_none());
+    if let Some(ghost) = ghost {
+        return Some(format!("the engine lists {}, and nobody knows which member that is", ghost.engine_id));
+    }
+    let begun = format!("join/{}/", member.name);
+    let mut operations =
+        group.snapshot.agents.values().filter_map(Observed::known).flat_map(|status| &status.operations);
+    operations
+        .any(|report| report.id.starts_with(&begun) && report.state == OperationState::Running)
+        .then(|| "its join is still at work".to_owned())
+}
+
+/// Why the members that remain could not keep a majority, by the engine's own list. Who is not known to be up is not.
+fn breaks_quorum(group: &Group<'_>, list: &MembershipOutput) -> Option<String> {
+    let goes = |known: &EngineMember| {
+        let mut leaving = group.stored.members.iter().filter(|member| member.state == MemberState::Leaving);
+        leaving.any(|member| {
+            known.id.as_deref() == Some(&member.name) || member.engine_id.as_deref() == Some(&known.engine_id)
+        })
+    };
+    let remaining: Vec<_> = list.members.iter().filter(|known| known.vote && !goes(known)).collect();
+    let is_up = |known: &EngineMember| match &known.id {
+        Some(id) => known.up != Some(false) && group.is_running(id),
+        None => known.up == Some(true),
+    };
+    let up = remaining.iter().filter(|known| is_up(known)).count();
     let majority = remaining.len() / 2 + 1;
     (up < majority).then(|| {
         format!(
@@ -151,31 +188,31 @@ fn proven(group: &mut Group<'_>, plan: &mut Plan, name: &str) {
 fn remove(group: &mut Group<'_>, plan: &mut Plan, member: &MemberRecord) {
     let name = &member.name;
     let objects = &group.snapshot.objects;
+    let cluster_uid = &group.wanted.cluster_uid;
     plan.activities.push(working("Leaving", format!("{name} left and is removed")));
-    if let Some(pod) = objects.pod(name) {
-        if pod.metadata.deletion_timestamp.is_none() {
-            plan.writes.push(Write::Delete { target: Target::of(Kind::Pod, pod), why: "the member left" });
-        }
-        return;
-    }
+    let pod = objects.pod(name).filter(|pod| belongs_to(*pod, cluster_uid));
     let claims: Vec<_> = claims_of(group.wanted, name)
         .values()
         .filter_map(|claim| objects.claim(claim))
-        .filter(|claim| annotation(*claim, labels::LEFT).is_none())
+        .filter(|claim| belongs_to(*claim, cluster_uid) && annotation(*claim, labels::LEFT).is_none())
         .collect();
-    for claim in &claims {
+    for claim in claims.iter().filter(|claim| claim.metadata.deletion_timestamp.is_none()) {
         let target = Target::of(Kind::Claim, *claim);
-        if claim.metadata.deletion_timestamp.is_some() {
-            continue;
-        }
-        plan.writes.push(match group.wanted.deletion_policy {
-            DeletionPolicy::Delete => Write::Delete { target, why: "the member left and deletionPolicy is Delete" },
-            DeletionPolicy::Retain => {
-                Write::Patch { target, patch: json!({"metadata": {"annotations": {labels::LEFT: "true"}}}) }
+        match group.wanted.deletion_policy {
+            // Marked before anything goes: a Database that takes the volumes back must not take this one for a member's.
+            DeletionPolicy::Retain => plan
+                .writes
+                .push(Write::Patch { target, patch: json!({"metadata": {"annotations": {labels::LEFT: "true"}}}) }),
+            DeletionPolicy::Delete if pod.is_none() => {
+                plan.writes.push(Write::Delete { target, why: "the member left and deletionPolicy is Delete" });
             }
-        });
+            DeletionPolicy::Delete => {}
+        }
     }
-    if claims.is_empty() {
+    if let Some(pod) = pod.filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+        plan.writes.push(Write::Delete { target: Target::of(Kind::Pod, pod), why: "the member left" });
+    }
+    if pod.is_none() && claims.is_empty() {
         group.next.members.retain(|known| known.name != *name);
     }
 }

@@ -157,12 +157,12 @@ const STAGES: &[fn(&mut Group<'_>, &mut Plan) -> bool] =
 /// Plans one pass for a valid spec.
 pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
     let mut plan = Plan::default();
-    if wanted.deletion_policy == DeletionPolicy::Delete
-        && !snapshot.database.finalizers().iter().any(|f| f == labels::FINALIZER)
-    {
+    let finalizers = snapshot.database.finalizers();
+    if wanted.deletion_policy == DeletionPolicy::Delete && !finalizers.iter().any(|known| known == labels::FINALIZER) {
+        let all: Vec<_> = finalizers.iter().map(String::as_str).chain([labels::FINALIZER]).collect();
         plan.writes.push(Write::Patch {
             target: Target::of(build::Kind::Database, &snapshot.database),
-            patch: json!({"metadata": {"finalizers": [labels::FINALIZER]}}),
+            patch: json!({"metadata": {"finalizers": all}}),
         });
     }
     let mut groups = vec![];
@@ -170,7 +170,8 @@ pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
         let stored = records::stored_group(snapshot, wanted, component, 0);
         let mut next = stored.clone();
         if !wanted.paused {
-            records::resize(snapshot, wanted, component, &mut next);
+            records::learn(snapshot, &mut next);
+            plan.activities.extend(records::resize(snapshot, wanted, component, &mut next));
         }
         groups.push(Group { snapshot, wanted, component, stored, next });
     }
@@ -182,6 +183,7 @@ pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
     } else {
         keep::secret(snapshot, wanted, &groups, &mut plan);
         keep::objects(snapshot, wanted, &groups, &mut plan);
+        keep::volumes(snapshot, &wanted.cluster_uid, wanted.deletion_policy, &mut plan);
         for group in &mut groups {
             for stage in STAGES {
                 if stage(group, &mut plan) {
@@ -230,9 +232,12 @@ impl Group<'_> {
         group
     }
 
-    /// The report of a member's agent, when it is known now.
+    /// The report of a member's agent, when it is known now and about the member's own volume.
     pub(crate) fn agent(&self, member: &str) -> Option<&MemberStatus> {
-        self.snapshot.agents.get(member).and_then(Observed::known)
+        match self.stored.members.iter().find(|known| known.name == member) {
+            Some(record) => records::report(self.snapshot, record),
+            None => self.snapshot.agents.get(member).and_then(Observed::known),
+        }
     }
 
     /// Whether the member's engine is up.

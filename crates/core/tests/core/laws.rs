@@ -1,0 +1,109 @@
+//! Laws over random specifications, edits, crashes and losses. What must hold at every act is asserted by the world; here is
+//! what must hold at the end: everything converges, and a settled database is left alone.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use crate::world::{Fault, Shape, World};
+
+#[derive(Clone, Debug)]
+enum Event {
+    Steps(u8),
+    Crash(u8),
+    Stale,
+    Lossy,
+    Silent(u8, u8),
+    LosePod(u8),
+    Members(u8),
+    Limit(u8),
+    Connections(u8),
+    Policy(bool),
+    Refused,
+    Restart,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (1..6u8).prop_map(Event::Steps),
+        4 => (0..12u8).prop_map(Event::Crash),
+        2 => Just(Event::Stale),
+        1 => Just(Event::Lossy),
+        2 => (0..6u8, 1..6u8).prop_map(|(member, ticks)| Event::Silent(member, ticks)),
+        2 => (0..6u8).prop_map(Event::LosePod),
+        4 => any::<u8>().prop_map(Event::Members),
+        1 => (1..100u8).prop_map(Event::Limit),
+        2 => (10..255u8).prop_map(Event::Connections),
+        1 => any::<bool>().prop_map(Event::Policy),
+        1 => Just(Event::Refused),
+        1 => Just(Event::Restart),
+    ]
+}
+
+/// Few cases by default, because every developer waits for them; `PROPTEST_CASES` asks for more.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { 64 };
+    ProptestConfig { cases, ..default }
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    prop_oneof![Just(Shape::Quorum), Just(Shape::Agent), Just(Shape::Leaderless)]
+}
+
+fn happen(world: &mut World, shape: Shape, event: &Event) {
+    let size = |index: u8| shape.sizes()[usize::from(index) % shape.sizes().len()];
+    let name = |index: u8| format!("orders-{index}");
+    match *event {
+        Event::Steps(steps) => (0..steps).for_each(|_| drop(world.step())),
+        Event::Crash(acts) => {
+            world.pass(Fault { crash_after: Some(acts.into()), ..Fault::default() });
+            world.restart_operator();
+        }
+        Event::Stale => drop(world.pass(Fault { stale: true, ..Fault::default() })),
+        Event::Lossy => drop(world.pass(Fault { lossy: true, ..Fault::default() })),
+        Event::Silent(member, ticks) => drop(world.silent.insert(name(member), ticks.into())),
+        Event::LosePod(member) => world.remove_pod(&name(member)),
+        Event::Members(index) => world.edit(json!({"members": size(index)})),
+        Event::Limit(limit) => world.edit(json!({"config": {"live-limit": limit}})),
+        Event::Connections(limit) => world.edit(json!({"config": {"max-connections": limit}})),
+        Event::Policy(delete) => world.edit(json!({"deletionPolicy": if delete { "Delete" } else { "Retain" }})),
+        Event::Refused => {
+            world.edit(json!({"config": {"no-such-key": "1"}}));
+            let before = (world.written.len(), world.delivered.len());
+            (0..3).for_each(|_| drop(world.pass(Fault::default())));
+            assert_eq!((world.written.len(), world.delivered.len()), before, "a refused spec is acted upon");
+            world.edit(json!({"config": {"no-such-key": null}}));
+        }
+        Event::Restart => world.restart_operator(),
+    }
+    world.tick();
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn whatever_happens_it_converges_and_then_nothing_is_done(
+        shape in shape(),
+        first in any::<u8>(),
+        events in proptest::collection::vec(event(), 0..16),
+    ) {
+        let size = shape.sizes()[usize::from(first) % shape.sizes().len()];
+        let mut world = World::new(shape, json!({"members": size}));
+        for event in &events {
+            happen(&mut world, shape, event);
+        }
+        let plan = world.settle();
+        prop_assert!(plan.activities.is_empty(), "{:?}", plan.activities);
+        let wants = world.database.spec.members.unwrap();
+        let ready = world.condition("Ready");
+        prop_assert!(ready.starts_with("True Ready"), "{ready}");
+        prop_assert_eq!(world.engine.members.len(), wants as usize);
+        prop_assert_eq!(world.engine.foundings.len(), 1);
+        let before = (world.written.len(), world.delivered.len(), world.database.clone());
+        world.restart_operator();
+        world.step();
+        world.step();
+        prop_assert_eq!((world.written.len(), world.delivered.len(), world.database.clone()), before);
+    }
+}

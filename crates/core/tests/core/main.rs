@@ -1,0 +1,6 @@
+//! The pure core as a whole: named scenarios, golden plans and laws over a simulated world.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod laws;
+mod world;
