@@ -27,7 +27,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("backlot-operator", &["backlot-api", "backlot-core", "backlot-standard"]),
     ("backlot-cli", &["backlot-api", "backlot-core", "backlot-standard"]),
     ("backlot-testkit", &["backlot-api", "backlot-core", "backlot-standard"]),
-    ("xtask", &["backlot-api", "backlot-standard"]),
+    ("backlot-e2e", &[]),
+    ("xtask", &["backlot-api", "backlot-e2e", "backlot-standard"]),
 ];
 
 /// What the pure crates must not reach for: IO, clocks, chance, the environment.

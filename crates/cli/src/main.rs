@@ -1,2 +1,42 @@
-//! placeholder
-fn main() {}
+//! `backlot`: the command line. It parses what was typed, resolves what is meant, and runs it.
+
+mod manifest;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// One Kubernetes operator for every database.
+#[derive(Parser)]
+#[command(name = "backlot", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check an image's manifest against the Database Image Standard; no cluster and no container engine is needed.
+    ///
+    /// Exit code 0: it keeps the standard. 1: it breaks it, each problem on a line. 2: it cannot be read.
+    Manifest {
+        /// Path of the manifest, e.g. images/acme/db/manifest.yaml.
+        file: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Manifest { file } => match manifest::check(&file) {
+            Ok(report) => {
+                println!("{}", report.text);
+                ExitCode::from(u8::from(!report.is_good))
+            }
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::from(2)
+            }
+        },
+    }
+}
