@@ -41,6 +41,13 @@ impl Arguments {
 
 /// Runs `work` with kubectl, helm and kubeconfig of the cluster in the environment: the process starts itself again with it.
 pub fn with_cluster(cluster: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    if let Ok(provider) = std::env::var("CLUSTER")
+        && provider != "local"
+    {
+        bail!(
+            "CLUSTER={provider}: images are loaded into local clusters only. Push them to your registry (cargo xtask image build --all), then helm install backlot deploy/chart with image.repository and classes set"
+        );
+    }
     let program = std::env::current_exe()?;
     let output = Command::new(&program).args(["cluster", "--name", cluster, "env"]).output()?;
     if !output.status.success() {
