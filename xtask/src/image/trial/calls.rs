@@ -179,8 +179,9 @@ fn wait(child: &mut Child, space: &Space, marker: &str, limit: Duration, watch: 
             started = Some(Instant::now());
         }
         if started.is_some_and(|started| started.elapsed() > limit) {
-            killed = true;
+            // None left: the verb has ended, and only the container engine has not said so yet.
             for process in own() {
+                killed = true;
                 process.signal(Signal::SIGKILL);
             }
         }

@@ -2,6 +2,8 @@
 //!
 //! Invariant: only processes in the container's own PID name space are looked at or killed.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -25,7 +27,11 @@ pub struct Process {
 }
 
 /// The PID name space of a member's container.
-pub struct Space(PathBuf);
+pub struct Space {
+    link: PathBuf,
+    /// Processes of other name spaces, so that looking often is cheap; a process never changes its name space.
+    others: RefCell<HashSet<i32>>,
+}
 
 impl Space {
     /// The name space of `member`.
@@ -33,7 +39,8 @@ impl Space {
         let container = trial.container(member);
         let pid = process::capture(&mut trial.podman(&["inspect", "--format", "{{.State.Pid}}", &container]))?;
         let link = format!("/proc/{}/ns/pid", pid.trim());
-        Ok(Self(fs::read_link(&link).with_context(|| format!("the container of {member} does not run"))?))
+        let link = fs::read_link(&link).with_context(|| format!("the container of {member} does not run"))?;
+        Ok(Self { link, others: RefCell::default() })
     }
 
     /// The processes that live now, the container's first one excepted.
@@ -45,7 +52,11 @@ impl Space {
     /// A process that ends while it is looked at is none.
     fn process(&self, pid: i32) -> Option<Process> {
         let file = |name: &str| format!("/proc/{pid}/{name}");
-        if fs::read_link(file("ns/pid")).ok()? != self.0 {
+        if self.others.borrow().contains(&pid) {
+            return None;
+        }
+        if fs::read_link(file("ns/pid")).ok()? != self.link {
+            self.others.borrow_mut().insert(pid);
             return None;
         }
         let status = fs::read_to_string(file("status")).ok()?;
