@@ -31,6 +31,15 @@ pub struct PassLabels {
     pub outcome: String,
 }
 
+/// Labels of the request counter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// HTTP method.
+    pub method: String,
+    /// Whether it opens a watch.
+    pub watch: String,
+}
+
 /// All metrics.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -38,6 +47,8 @@ pub struct Metrics {
     pub databases: Family<DatabaseLabels, Gauge>,
     /// Passes by kind and outcome.
     pub passes: Family<PassLabels, Counter>,
+    /// Requests to the Kubernetes API.
+    pub requests: Family<RequestLabels, Counter>,
     /// Seconds of passes over Databases.
     pub pass_seconds: Histogram,
     /// Epoch while this replica leads, 0 otherwise.
@@ -52,6 +63,7 @@ impl Default for Metrics {
         let metrics = Self {
             databases: Family::default(),
             passes: Family::default(),
+            requests: Family::default(),
             pass_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
             epoch: Gauge::default(),
             members_watched: Gauge::default(),
@@ -59,6 +71,7 @@ impl Default for Metrics {
         };
         registry.register("databases", "Databases by class and Ready condition", metrics.databases.clone());
         registry.register("passes", "Passes by kind and outcome", metrics.passes.clone());
+        registry.register("api_requests", "Requests to the Kubernetes API by method", metrics.requests.clone());
         registry.register("database_pass_seconds", "Seconds of passes over Databases", metrics.pass_seconds.clone());
         registry.register("leader_epoch", "Epoch while this replica leads, 0 otherwise", metrics.epoch.clone());
         registry.register("members_watched", "Members whose agents are watched", metrics.members_watched.clone());
@@ -67,6 +80,13 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Counts a request to the Kubernetes API.
+    pub fn count_request<B>(&self, request: &http::Request<B>) {
+        let watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let labels = RequestLabels { method: request.method().to_string(), watch: watch.to_string() };
+        self.requests.get_or_create(&labels).inc();
+    }
+
     /// Counts a pass.
     pub fn count(&self, kind: &str, is_ok: bool, took: Duration) {
         let outcome = if is_ok { "ok" } else { "error" };

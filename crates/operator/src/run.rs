@@ -8,6 +8,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::Api;
+use kube::client::ClientBuilder;
 use kube::runtime::watcher::Config;
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -43,10 +44,15 @@ impl Queues {
 
 /// Runs the operator until it is told to stop.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
-    let client = Client::try_default().await?;
+    let metrics = Arc::new(Metrics::default());
+    let counted = Arc::clone(&metrics);
+    let count = tower::util::MapRequestLayer::new(move |request: http::Request<kube::client::Body>| {
+        counted.count_request(&request);
+        request
+    });
+    let client = ClientBuilder::try_from(kube::Config::infer().await?)?.with_layer(&count).build();
     let caches = Caches::default();
     let queues = Queues::default();
-    let metrics = Arc::new(Metrics::default());
     let news = queues.clone();
     let agents = NetworkAgents::new(move |key| news.touch(key));
     let operator = Arc::new(Operator::new(
