@@ -3,8 +3,10 @@
 //! Invariant: logging never blocks. A line is written only when the reader has room for it, else it is dropped and
 //! counted; a stuck log collector must not look like a hung agent.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,6 +17,7 @@ use serde_json::{Map, Value};
 pub const ATOMIC_BYTES: usize = 4096;
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
+static OWN: OnceLock<Option<File>> = OnceLock::new();
 
 /// How much a line matters.
 #[derive(Clone, Copy, Debug)]
@@ -57,27 +60,42 @@ pub fn line(source: &str, fields: Map<String, Value>) -> String {
 /// Writes a line if standard error has room for it.
 pub fn emit(text: &str) {
     let dropped = DROPPED.load(Ordering::Relaxed);
-    if dropped > 0 && has_room() {
-        DROPPED.fetch_sub(dropped, Ordering::Relaxed);
+    if dropped > 0 {
         let mut fields = Map::new();
-        fields
-            .insert("message".into(), format!("{dropped} log lines were dropped: the log reader was too slow").into());
-        let _ = std::io::stderr().write_all(line("agent", fields).as_bytes());
+        fields.insert("message".into(), format!("{dropped} log lines were dropped: the log reader is too slow").into());
+        if write(line("agent", fields).as_bytes()).is_ok() {
+            DROPPED.fetch_sub(dropped, Ordering::Relaxed);
+        }
     }
     for piece in text.as_bytes().chunks(ATOMIC_BYTES) {
-        if !has_room() {
+        if write(piece).is_err() {
             DROPPED.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let _ = std::io::stderr().write_all(piece);
     }
 }
 
-/// Whether standard error takes a piece of `ATOMIC_BYTES` without blocking.
-pub fn has_room() -> bool {
-    let stderr = std::io::stderr();
+/// Writes at most [`ATOMIC_BYTES`] to standard error without ever blocking: all of it, or `WouldBlock`.
+pub fn write(piece: &[u8]) -> io::Result<usize> {
+    let piece = &piece[..piece.len().min(ATOMIC_BYTES)];
+    if let Some(own) = OWN.get_or_init(open_own) {
+        return (&mut &*own).write(piece);
+    }
+    let stderr = io::stderr();
     let mut poll = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-    nix::poll::poll(&mut poll, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    match nix::poll::poll(&mut poll, PollTimeout::ZERO) {
+        Ok(1..) => (&stderr).write(piece),
+        _ => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+/// A pipe opened anew, so that non-blocking holds for this process only; the open file behind descriptor 2 is shared
+/// with every other process of the container. `None`: no pipe, or not allowed to.
+fn open_own() -> Option<File> {
+    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+    let path = "/proc/self/fd/2";
+    std::fs::metadata(path).ok().filter(|metadata| metadata.file_type().is_fifo())?;
+    File::options().write(true).custom_flags(nix::libc::O_NONBLOCK).open(path).ok()
 }
 
 /// Present time, RFC 3339 with milliseconds.

@@ -132,9 +132,9 @@ impl Output {
         let slice: Vec<u8> = self.waiting.iter().copied().take(size).collect();
         // Whole lines as long as there are some, so that lines of other processes come between, not inside.
         let end = slice.iter().rposition(|byte| *byte == b'\n').map_or(slice.len(), |end| end + 1);
-        match std::io::Write::write(&mut std::io::stderr(), &slice[..end]) {
+        match log::write(&slice[..end]) {
             Ok(written) => drop(self.waiting.drain(..written)),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {}
             Err(_) => self.waiting.clear(),
         }
     }

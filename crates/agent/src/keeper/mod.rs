@@ -126,12 +126,12 @@ impl<'a> Keeper<'a> {
         }
         process::kill_everything();
         // The last words of the engine, if the log reader takes them soon.
-        for _ in 0..100 {
-            match (self.output.is_waiting(), log::has_room()) {
-                (true, true) => self.output.write(),
-                (true, false) => std::thread::sleep(std::time::Duration::from_millis(10)),
-                (false, _) => break,
+        for _ in 0..1000 {
+            if !self.output.is_waiting() {
+                break;
             }
+            self.output.write();
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         ExitCode::SUCCESS
     }

@@ -207,6 +207,9 @@ async fn put_view(pilot: &Rc<Pilot>, request: Request<Incoming>) -> Response<Bod
 /// Writes the view to the volume and takes it into use. A full or hanging disk does not keep a member from it.
 async fn hold_view(pilot: &Rc<Pilot>, held: Held) {
     let same = pilot.state.borrow().view.as_ref().is_some_and(|present| present.view == held.view);
+    if same {
+        return;
+    }
     let saved = tokio::time::timeout(DISK, save_view(pilot, &held.signed)).await;
     let error = match saved {
         Ok(Ok(())) => None,
@@ -217,14 +220,12 @@ async fn hold_view(pilot: &Rc<Pilot>, held: Held) {
         log::event(Level::Error, "the view cannot be stored; trying again", &[("error", error)]);
         save_later(pilot);
     }
-    if !same {
-        pilot.update(|state| {
-            state.seen_epoch = state.seen_epoch.max(held.view.operator_epoch);
-            state.view = Some(held);
-            // What failed under the old view may work under the new one.
-            state.try_at_once();
-        });
-    }
+    pilot.update(|state| {
+        state.seen_epoch = state.seen_epoch.max(held.view.operator_epoch);
+        state.view = Some(held);
+        // What failed under the old view may work under the new one.
+        state.try_at_once();
+    });
 }
 
 async fn save_view(pilot: &Pilot, signed: &SignedView) -> std::io::Result<()> {

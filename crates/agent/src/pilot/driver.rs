@@ -65,7 +65,10 @@ fn next_step(pilot: &Pilot) -> Step {
         post_started: state.session.post_started,
         unwell: state.engine.unwell,
         order: state.orders.front().map(|order| order.order),
-        order_stopped: state.orders.front().is_some_and(|order| order.stopped),
+        order_stopped: state
+            .orders
+            .front()
+            .is_some_and(|order| order.stopped || started_since(pilot, &state, &order.id)),
         held: state.held,
         pause: state.pause(),
         data: state.data,
@@ -78,6 +81,12 @@ fn next_step(pilot: &Pilot) -> Step {
         awaits_promotion: awaits_promotion(pilot, &state),
     };
     decide(&facts)
+}
+
+/// Whether the engine was started since the order came, seen by an earlier pilot.
+fn started_since(pilot: &Pilot, state: &State, id: &str) -> bool {
+    let journal = pilot.journal.borrow();
+    journal.get(id).is_some_and(|entry| entry.boot_id != pilot.hello.boot_id || entry.starts < state.engine.starts)
 }
 
 /// Whether the founder of a group with elections by the agents is not writable yet.
@@ -136,7 +145,7 @@ fn front(pilot: &Pilot) -> Option<(String, Order)> {
 async fn finish_order(pilot: &Rc<Pilot>) {
     let Some((id, order)) = front(pilot) else { return };
     match order {
-        Order::Stop => start::hold(pilot, true),
+        Order::Stop => start::hold(pilot, true).await,
         Order::Found | Order::Restart | Order::Stopped(_) => {}
     }
     operations::amend(pilot, &id, |report: &mut OperationReport| {
@@ -168,8 +177,8 @@ async fn run_order(pilot: &Rc<Pilot>, verb: Verb) {
     pilot.update(|state| state.engine.preparing = false);
     match verdict {
         Verdict::Done if order == Order::Found => {
-            pilot.mark(STARTED);
-            pilot.mark(FOUNDED);
+            pilot.mark(STARTED).await;
+            pilot.mark(FOUNDED).await;
             pilot.update(|state| {
                 state.found_done = true;
                 state.data = Some(DataState::Existing);

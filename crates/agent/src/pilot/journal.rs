@@ -39,6 +39,12 @@ pub struct Entry {
     /// Calls that ended in *unknown*.
     #[serde(default)]
     pub unknowns: u32,
+    /// Run of the container in which it was accepted.
+    #[serde(default)]
+    pub boot_id: String,
+    /// Starts of the engine in that run, when it was accepted.
+    #[serde(default)]
+    pub starts: u32,
 }
 
 impl Entry {
@@ -196,6 +202,8 @@ mod tests {
             handle: None,
             since: 0,
             unknowns: 0,
+            boot_id: String::new(),
+            starts: 0,
         }
     }
 

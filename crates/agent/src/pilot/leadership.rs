@@ -19,6 +19,8 @@ pub struct Facts<'a> {
     pub running: bool,
     /// Last answer of `role`; `None` = unknown.
     pub role: Option<&'a RoleOutput>,
+    /// Whether this agent promoted it since its start or last demotion.
+    pub promoted: bool,
     /// Whom the engine was last told to follow since its start.
     pub followed: Option<&'a str>,
     /// Whether the image can follow.
@@ -71,7 +73,8 @@ pub fn decide(facts: &Facts<'_>) -> Act {
         // Unknown is not "not writable": wait for an answer.
         return if writable == Some(false) { Act::Promote } else { Act::Nothing };
     }
-    if writable == Some(true) {
+    // Also when its role is not known now: what was promoted counts as writable until it was demoted.
+    if writable == Some(true) || facts.promoted {
         return if facts.can_demote { Act::Demote } else { Act::RestartFenced };
     }
     if facts.can_follow && facts.followed != Some(leader.key().as_str()) { Act::Follow } else { Act::Nothing }
@@ -99,6 +102,7 @@ mod tests {
             founded: true,
             running: true,
             role: Some(&fenced),
+            promoted: false,
             followed: None,
             can_follow: true,
             can_demote: true,
@@ -116,6 +120,11 @@ mod tests {
             ("followed already", Facts { followed: Some("m-1 m-1 10.0.0.1"), ..other.clone() }, Act::Nothing),
             ("its address changed", Facts { followed: Some("m-1 m-1 10.0.0.9"), ..other.clone() }, Act::Follow),
             ("cannot follow", Facts { can_follow: false, ..other.clone() }, Act::Nothing),
+            (
+                "another named, promoted, role unknown",
+                Facts { promoted: true, role: None, ..other.clone() },
+                Act::Demote,
+            ),
             ("another named, writable", Facts { role: Some(&writable), ..other.clone() }, Act::Demote),
             (
                 "another named, writable, no demote",

@@ -9,7 +9,7 @@ struct Case {
     volume: Volume,
 }
 
-fn case(state: MemberState, founder: Option<&str>, founded: bool) -> Case {
+fn case(state: MemberState, founder: Option<&str>, was_founded: bool) -> Case {
     Case {
         member: Member {
             id: "m-0".to_owned(),
@@ -29,7 +29,7 @@ fn case(state: MemberState, founder: Option<&str>, founded: bool) -> Case {
             component: "data".to_owned(),
             shard: 0,
             founder: founder.map(str::to_owned),
-            founded,
+            founded: was_founded,
             leader: None,
             epoch: 1,
             plan: Plan::default(),

@@ -92,13 +92,27 @@ pub async fn accept(pilot: &Rc<Pilot>, request: OperationRequest) -> Result<Oper
         fail(&mut report, exit, code, message);
         return Ok(report);
     }
-    let since = log::unix_seconds();
-    let entry = Entry { number: 0, request, report: report.clone(), handle: None, since, unknowns: 0 };
+    let entry = Entry {
+        number: 0,
+        request,
+        report: report.clone(),
+        handle: None,
+        since: log::unix_seconds(),
+        unknowns: 0,
+        boot_id: pilot.hello.boot_id.clone(),
+        starts: pilot.state.borrow().engine.starts,
+    };
     let id = report.id.clone();
     if let Err(error) = write(pilot, entry).await {
         pilot.journal.borrow_mut().remove(&id);
         fail(&mut report, Exit::Failed, "JournalUnwritable", format!("the operation cannot be journaled: {error}"));
         return Ok(report);
+    }
+    if matches!(
+        pilot.journal.borrow().get(&id).map(|entry| entry.request.act),
+        Some(Act::Restart | Act::Verb(Verb::Found))
+    ) {
+        start::hold(pilot, false).await;
     }
     begin(pilot, &id);
     Ok(report)
@@ -171,9 +185,6 @@ fn begin(pilot: &Rc<Pilot>, id: &str) {
     };
     match order {
         Some(order) => {
-            if matches!(order, Order::Restart | Order::Found) {
-                start::hold(pilot, false);
-            }
             pilot.update(|state| {
                 state.orders.push_back(PendingOrder { id: id.to_owned(), order, stopped: false });
                 state.try_at_once();

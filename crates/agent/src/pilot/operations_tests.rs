@@ -27,6 +27,8 @@ fn entry(attempts: u32, unknowns: u32, since: i64) -> Entry {
         handle: None,
         since,
         unknowns,
+        boot_id: String::new(),
+        starts: 0,
     }
 }
 

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use backlot_standard::manifest::Elections;
 use backlot_standard::request::Reason;
 use backlot_standard::result::{Exit, ReconfigureOutput};
+use backlot_standard::status::Blocked;
 use backlot_standard::verb::Verb;
 use backlot_standard::view::ClusterView;
 
@@ -35,9 +36,15 @@ pub async fn lead(pilot: Rc<Pilot>) {
             continue;
         }
         match carry_out(&pilot, act, leader).await {
-            Ok(()) => failures = 0,
+            Ok(()) => {
+                if std::mem::take(&mut failures) > 0 {
+                    pilot.update(|state| state.blocked = None);
+                }
+            }
             Err(error) => {
                 log::event(Level::Warn, "the engine did not take its role", &[("error", &error)]);
+                let blocked = Blocked { reason: "VerbFailed".to_owned(), message: error };
+                pilot.update(|state| state.blocked = Some(blocked));
                 failures += 1;
                 tokio::time::sleep(back_off(failures - 1)).await;
             }
@@ -59,6 +66,7 @@ fn next_act(pilot: &Pilot, image: &Image) -> (Act, String) {
         founded: group.founded || (founding && (state.found_done || !image.has(Verb::Found))),
         running: state.is_running() && !state.quiescent && !state.terminating,
         role: fresh(state.role.as_ref(), &image.manifest),
+        promoted: state.session.promoted,
         followed: state.session.followed.as_deref(),
         can_follow: image.has(Verb::Follow),
         can_demote: image.has(Verb::Demote),
@@ -84,16 +92,21 @@ async fn carry_out(pilot: &Rc<Pilot>, act: Act, leader: String) -> Result<(), St
     let mut call = Call::own(verb, &format!("{epoch}-{}", pilot.session_name()), 1, Reason::Restart);
     call.founding = pilot.state.borrow().session.founding;
     let starts = pilot.state.borrow().session.starts;
+    if act == Act::Promote {
+        // Before the call: also a promotion whose outcome is unknown must be undone when another leads.
+        pilot.update_session(|session| session.promoted = true);
+    }
     let outcome = pilot.call(&call).await;
+    // What `role` said before is no longer true; the next poll tells.
+    pilot.update(|state| state.role = None);
     if outcome.exit != Exit::Done {
         return Err(format!("{}: {}", verb.name(), outcome.message()));
     }
     if pilot.state.borrow().session.starts == starts {
         match act {
             Act::Follow => pilot.update_session(|session| session.followed = Some(leader)),
-            // What `role` said before is no longer true; the next poll tells.
-            Act::Promote | Act::Demote => pilot.update(|state| state.role = None),
-            Act::Nothing | Act::RestartFenced => {}
+            Act::Demote => pilot.update_session(|session| session.promoted = false),
+            Act::Nothing | Act::RestartFenced | Act::Promote => {}
         }
     }
     pilot.poll_now.notify_one();

@@ -21,7 +21,7 @@ fn place() -> Place {
     Place { directory, paths, manifest: serde_norway::from_str(text).unwrap() }
 }
 
-fn render(place: &Place, file: serde_json::Value) -> Result<(), String> {
+fn render(place: &Place, file: &serde_json::Value) -> Result<(), String> {
     let output = serde_json::from_value(serde_json::json!({ "argv": ["engine"], "files": [file] })).unwrap();
     put_in_place(&output, &place.directory.path().join("scratch"), &place.paths, &place.manifest)
         .map_err(|error| error.to_string())
@@ -32,13 +32,13 @@ fn files_are_written_with_mode_and_secret() {
     let place = place();
     let file =
         serde_json::json!({"path": "/run/db/a/b.conf", "content": "x=${secret:admin};${secret:admin}", "mode": "0440"});
-    render(&place, file).unwrap();
+    render(&place, &file).unwrap();
     let path = place.directory.path().join("run/db/a/b.conf");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "x=hidden;hidden");
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o440);
-    render(&place, serde_json::json!({"path": "/run/db/c", "from": "written"})).unwrap();
+    render(&place, &serde_json::json!({"path": "/run/db/c", "from": "written"})).unwrap();
     assert_eq!(std::fs::read_to_string(place.directory.path().join("run/db/c")).unwrap(), "by the verb hidden");
-    render(&place, serde_json::json!({"path": "/data/db/e.conf", "content": "e", "owner": "engine"})).unwrap();
+    render(&place, &serde_json::json!({"path": "/data/db/e.conf", "content": "e", "owner": "engine"})).unwrap();
     assert!(place.directory.path().join("data/db/e.conf").exists());
 }
 
@@ -75,7 +75,7 @@ fn wrong_files_are_refused_by_name_without_their_content() {
         ("not closed", r#"{"path": "/run/db/x", "content": "${secret:admin"}"#, "not closed"),
     ];
     for (name, file, expected) in cases {
-        let error = render(&place, serde_json::from_str(file).unwrap()).expect_err(name);
+        let error = render(&place, &serde_json::from_str(file).unwrap()).expect_err(name);
         assert!(error.contains(expected), "{name}: {error}");
         assert!(!error.contains("hidden"), "{name}: {error}");
     }

@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -109,7 +110,7 @@ async fn store(mut body: Incoming, target: &Path, announced: &str) -> Result<(),
 /// Whether the binary runs here and is an agent of this standard.
 async fn runs(path: &Path) -> Result<(), String> {
     let mut command = tokio::process::Command::new(path);
-    let output = command.arg("version").env_clear().kill_on_drop(true).output();
+    let output = command.arg("version").env_clear().stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(Duration::from_secs(5), output).await;
     let output = output.map_err(|_| "the binary does not answer `version`".to_owned())?;
     let output = output.map_err(|error| format!("the binary does not run here: {error}"))?;

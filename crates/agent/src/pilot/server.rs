@@ -20,10 +20,14 @@ use super::api::{self, Body};
 use super::tls::{self, Identity, Peer};
 use crate::log::{self, Level};
 
-/// Connections at once.
-const CONNECTIONS: usize = 128;
+/// Connections at once of clients that have not shown a certificate (yet).
+const STRANGERS: usize = 128;
+/// Connections at once of operators and members.
+const TRUSTED: usize = 64;
 /// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Time for everything that a client without a certificate may ask.
+const STRANGER: Duration = Duration::from_secs(10);
 /// Time for the head of a request, also the first one.
 const HEAD: Duration = Duration::from_mins(1);
 
@@ -48,20 +52,30 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Serves the pilot's API.
 pub async fn serve(listener: TcpListener, pilot: Rc<Pilot>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(STRANGERS));
+    let trusted = Arc::new(Semaphore::new(TRUSTED));
     loop {
         let Some((stream, slot)) = accept(&listener, &slots).await else { continue };
         refresh(&pilot.identity);
         let config = pilot.identity.borrow().config.clone();
-        let pilot = pilot.clone();
+        let (pilot, trusted) = (pilot.clone(), trusted.clone());
         tokio::task::spawn_local(async move {
             let Some((stream, peer)) = greet(stream, config, &pilot.member.cluster_uid).await else { return };
+            let stranger = peer == Peer::Nobody;
             let answer = service_fn(move |request: Request<Incoming>| {
                 let (pilot, peer) = (pilot.clone(), peer.clone());
                 async move { Ok::<Response<Body>, std::convert::Infallible>(api::answer(pilot, peer, request).await) }
             });
-            let _ = connection().serve_connection(TokioIo::new(stream), answer).await;
+            let served = connection().keep_alive(!stranger).serve_connection(TokioIo::new(stream), answer);
+            if stranger {
+                // Whoever cannot say who it is must not keep others out.
+                let _ = tokio::time::timeout(STRANGER, served).await;
+                return drop(slot);
+            }
+            let place = trusted.acquire_owned().await;
             drop(slot);
+            let _ = served.await;
+            drop(place);
         });
     }
 }

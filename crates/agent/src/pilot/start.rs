@@ -47,7 +47,7 @@ impl Pilot {
         let outcome = self.call(&Call::own(Verb::Clone, &self.incarnation(), attempt, Reason::Create)).await;
         match outcome.exit {
             Exit::Done => {
-                self.mark(STARTED);
+                self.mark(STARTED).await;
                 self.finish_step(Verb::Clone, Ok(Some(DataState::Existing)));
             }
             Exit::Pending | Exit::Later | Exit::Busy => {
@@ -129,11 +129,12 @@ impl Pilot {
         if self.state.borrow().terminating {
             return Err("the container is to end".to_owned());
         }
-        let running = self.start_engine(output.argv, env).await?;
+        // Before the start, so that a pilot that takes over right after it knows what the engine was started with.
+        let starts = self.state.borrow().engine.starts + 1;
         self.update_session(|session| {
             *session = Session {
                 boot_id: self.hello.boot_id.clone(),
-                starts: running.starts,
+                starts,
                 founding,
                 told: wanted.clone(),
                 applied: wanted,
@@ -142,6 +143,7 @@ impl Pilot {
                 ..Session::default()
             };
         });
+        let running = self.start_engine(output.argv, env).await?;
         self.poll_now.notify_one();
         log::event(Level::Info, "the engine was started", &[("pid", &running.pid), ("founding", &founding)]);
         Ok(())
@@ -164,7 +166,7 @@ impl Pilot {
                     state.session.founding && !state.found_done && image.has(Verb::Found)
                 };
                 if !waits {
-                    self.mark(STARTED);
+                    self.mark(STARTED).await;
                 }
                 self.update_session(|session| session.post_started = true);
                 self.update(|state| {
@@ -225,12 +227,10 @@ impl Pilot {
     }
 
     /// Makes a mark in the agent's state directory; failing to is reported and tried again by the next start.
-    pub fn mark(&self, name: &str) {
+    pub async fn mark(&self, name: &'static str) {
         let path = self.state_directory.join(name);
-        if path.exists() {
-            return;
-        }
-        if let Err(error) = super::disk::replace(&path, b"") {
+        let marked = move || if path.exists() { Ok(()) } else { super::disk::replace(&path, b"") };
+        if let Err(error) = super::disk::apart(marked).await {
             log::event(Level::Warn, "cannot leave a mark on the volume", &[("mark", &name), ("error", &error)]);
         }
     }
@@ -278,11 +278,13 @@ fn number_of(signal: backlot_standard::manifest::Signal) -> i32 {
 }
 
 /// Keeps the engine stopped across containers, or lets it start again.
-pub fn hold(pilot: &Pilot, held: bool) {
+pub async fn hold(pilot: &Pilot, held: bool) {
     if held {
-        pilot.mark(driver::HELD);
+        pilot.mark(driver::HELD).await;
     } else {
-        let _ = std::fs::remove_file(pilot.state_directory.join(driver::HELD));
+        let path = pilot.state_directory.join(driver::HELD);
+        // Mostly there is nothing to remove.
+        let _ = super::disk::apart(move || std::fs::remove_file(path)).await;
     }
     pilot.update(|state| state.held = held);
 }

@@ -120,6 +120,7 @@ pub struct PendingOrder {
 /// What belongs to one run of the engine; kept on tmpfs, so that the next pilot knows it too.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not states")]
 pub struct Session {
     /// Run of the container.
     pub boot_id: String,
@@ -141,6 +142,8 @@ pub struct Session {
     pub pending_restart: Vec<String>,
     /// The group's members as the engine was last told.
     pub members: String,
+    /// It was promoted, and not demoted since.
+    pub promoted: bool,
     /// The leader that the engine was last told to follow.
     pub followed: Option<String>,
 }

@@ -202,6 +202,10 @@ fn a_new_member_clones_until_it_is_done_and_starts() {
     view.members[0].state = MemberState::New;
     member.start();
     member.show(&view);
+    member.wait_blocked("WaitingForAdmission");
+    view.generation = 2;
+    view.members[0].state = MemberState::Joining;
+    member.show(&view);
     member.wait_phase(EnginePhase::Running);
     assert_eq!(member.calls("clone").len(), 3);
     let report = member.operate_once(&operation("join", Act::Verb(Verb::Join)));

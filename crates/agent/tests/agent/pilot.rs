@@ -1,5 +1,6 @@
 //! Keeper and pilot guard each other, and the engine lives on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use backlot_agent::process::is_alive;
@@ -9,7 +10,7 @@ use backlot_standard::verb::Verb;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{TestMember, operation, sha256, view};
+use crate::support::{Client, TestMember, operation, sha256, view};
 
 #[test]
 fn a_killed_pilot_is_restarted_and_the_engine_is_untouched() {
@@ -78,10 +79,14 @@ fn the_pilot_is_replaced_while_the_engine_runs() {
     assert_eq!(put(&member, "short", &binary).status, 400);
     let script = b"#!/bin/sh\necho hello\n";
     assert_eq!(put(&member, &sha256(script), script).status, 422);
-    assert_eq!(put(&member, &digest, &binary).status, 202);
-    member.wait("the new pilot answers", || {
-        member.operator.get("/v1/status").is_ok_and(|answer| answer.body.contains(&digest))
+    let gap = longest_silence(&member, || {
+        assert_eq!(put(&member, &digest, &binary).status, 202);
+        member.wait("the new pilot answers", || {
+            member.operator.get("/v1/status").is_ok_and(|answer| answer.body.contains(&digest))
+        });
     });
+    println!("longest time between two answered probes during the replacement: {gap:?}");
+    assert!(gap < Duration::from_secs(1), "{gap:?}");
     member.wait_phase(EnginePhase::Running);
     let after = member.status();
     assert_ne!(member.pilot(), pilot);
@@ -93,6 +98,27 @@ fn the_pilot_is_replaced_while_the_engine_runs() {
     member.start();
     assert_eq!(member.status().agent.sha256, digest);
     assert_eq!(put(&member, &digest, &binary).status, 200);
+}
+
+/// Asks for `/livez` all the time while `act` runs; returns the longest time without an answer.
+fn longest_silence(member: &TestMember, act: impl FnOnce()) -> Duration {
+    let nobody = Client::new(&member.authority, None, member.port);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+            while !done.load(Ordering::Relaxed) {
+                if nobody.get("/livez").is_ok_and(|answer| answer.status == 200) {
+                    longest = longest.max(last.elapsed());
+                    last = Instant::now();
+                }
+            }
+            longest
+        });
+        act();
+        done.store(true, Ordering::Relaxed);
+        asking.join().unwrap()
+    })
 }
 
 #[test]
@@ -161,13 +187,16 @@ esac
 while :; do printf '%s\n' '{"is":"ping","number":1}' >&0; sleep 0.2; done
 "#;
 
-#[test]
-fn the_keepers_deadline_kills_every_process_of_the_member() {
-    use std::os::unix::fs::PermissionsExt;
-    let mut member = TestMember::usual();
+pub fn forget(member: &TestMember) {
     let pilot = member.path("backlot/agent/pilot");
     std::fs::write(&pilot, FORGETFUL).unwrap();
-    std::fs::set_permissions(&pilot, PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(&pilot, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn the_keepers_deadline_kills_every_process_of_the_member() {
+    let mut member = TestMember::usual();
+    forget(&member);
     member.start_keeper();
     member.wait("the deadline is set", || member.path("set").exists());
     let read = |file: &str| Pid::from_raw(std::fs::read_to_string(member.path(file)).unwrap().trim().parse().unwrap());

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -206,22 +206,35 @@ impl TestMember {
     }
 
     pub fn start_keeper(&mut self) {
-        assert!(self.keeper.is_none());
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let command = self.keeper_command(&[]);
+        self.spawn(command, log.into());
+    }
+
+    /// The keeper's command, with `wrapper` before it.
+    pub fn keeper_command(&self, wrapper: &[&str]) -> Command {
         let built = env!("CARGO_BIN_EXE_backlot-agent").to_owned();
-        let child = Command::new(std::env::var("BACKLOT_AGENT").unwrap_or(built))
+        let agent = std::env::var("BACKLOT_AGENT").unwrap_or(built);
+        let mut words: Vec<&str> = wrapper.to_vec();
+        words.push(&agent);
+        let mut command = Command::new(words[0]);
+        command
+            .args(&words[1..])
             .args(["keeper", "--root", self.directory.path().to_str().unwrap()])
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
             .args(["--silence-ms", &self.silence_ms.to_string()])
             .env("BACKLOT_MEMBER", MEMBER)
             .env("BACKLOT_CLUSTER_UID", UID)
-            .env("BACKLOT_POD_IP", "127.0.0.1")
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.keeper = Some(child);
+            .env("BACKLOT_POD_IP", "127.0.0.1");
+        command
     }
 
+    pub fn spawn(&mut self, mut command: Command, log: Stdio) {
+        assert!(self.keeper.is_none());
+        self.keeper = Some(command.stderr(log).spawn().unwrap());
+    }
+
+    /// The process that was spawned: the keeper, or its wrapper.
     pub fn keeper(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.keeper.as_ref().unwrap().id()).unwrap())
     }
@@ -240,6 +253,11 @@ impl TestMember {
     /// Sends SIGTERM to the keeper and returns its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
         kill(self.keeper(), Signal::SIGTERM).unwrap();
+        self.exit_code()
+    }
+
+    /// Waits for the keeper's end.
+    pub fn exit_code(&mut self) -> Option<i32> {
         let mut keeper = self.keeper.take().unwrap();
         let until = Instant::now() + Duration::from_secs(20);
         while Instant::now() < until {
