@@ -3,7 +3,7 @@
 //! Invariant: a record exists only when its archive is complete.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -11,8 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::store::{self, Store};
 
-/// Archives of other states of a folder stay this long, because another checkout on the machine may use them.
-const KEPT: Duration = Duration::from_hours(7 * 24);
+/// Archives of other states of a folder stay as long as this after their last use, because another checkout on the machine may be
+/// at work with them.
+const KEPT: Duration = Duration::from_hours(1);
+/// States that stay in any case: going back and forth between two is quick.
+const NEWEST_KEPT: usize = 3;
 
 /// A built image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -68,18 +71,7 @@ pub fn read(store: &Store, name: &str, hash: &str) -> Option<Built> {
 
 /// The record of the newest archive of the image `name`.
 pub fn newest(store: &Store, name: &str) -> Result<Option<Built>> {
-    let mut newest: Option<(SystemTime, String)> = None;
-    for entry in fs::read_dir(store.path("")).context("cannot read the store")? {
-        let path = entry?.path();
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        let is_record = path.extension().is_some_and(|extension| extension == "json");
-        let Some((_, hash)) = stem.rsplit_once('-').filter(|(owner, _)| is_record && *owner == name) else { continue };
-        let modified = fs::metadata(&path)?.modified()?;
-        if newest.as_ref().is_none_or(|(seen, _)| *seen < modified) {
-            newest = Some((modified, hash.to_owned()));
-        }
-    }
-    Ok(newest.and_then(|(_, hash)| read(store, name, &hash)))
+    Ok(states(store, name)?.first().and_then(|(_, hash)| read(store, name, hash)))
 }
 
 /// Writes the record of a complete archive.
@@ -87,21 +79,37 @@ pub fn write(built: &Built) -> Result<()> {
     store::write(&built.archive.with_extension("json"), &serde_json::to_vec_pretty(built)?, 0o644)
 }
 
-/// Removes archives of older states of an image that nobody has built for a week.
-pub fn prune(store: &Store, kept: &Built) -> Result<()> {
-    for entry in fs::read_dir(store.path(""))? {
-        let path = entry?.path();
-        if is_old_state(&path, kept) {
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        }
-    }
-    Ok(())
+/// Marks an archive as used, so that it is not taken for old.
+pub fn touch(built: &Built) -> Result<()> {
+    let record = fs::File::options().write(true).open(built.archive.with_extension("json"))?;
+    record.set_modified(SystemTime::now()).context("cannot mark an archive as used")
 }
 
-fn is_old_state(path: &Path, kept: &Built) -> bool {
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    let Some((name, hash)) = stem.rsplit_once('-') else { return false };
-    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
-    let age = modified.ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
-    name == kept.name && hash != kept.hash && age > KEPT
+/// Removes archives of older states of an image, and answers their content hashes.
+pub fn prune(store: &Store, kept: &Built) -> Result<Vec<String>> {
+    let now = SystemTime::now();
+    let is_old = |used: &SystemTime| now.duration_since(*used).unwrap_or_default() > KEPT;
+    let states = states(store, &kept.name)?.into_iter().skip(NEWEST_KEPT);
+    let old: Vec<String> =
+        states.filter(|(used, hash)| is_old(used) && *hash != kept.hash).map(|(_, hash)| hash).collect();
+    for hash in &old {
+        let archive = path(store, &kept.name, hash);
+        fs::remove_file(archive.with_extension("json")).context("cannot remove an old record")?;
+        fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))?;
+    }
+    Ok(old)
+}
+
+/// The states of the image `name` that have a record: when it was last used, and its content hash; the newest first.
+fn states(store: &Store, name: &str) -> Result<Vec<(SystemTime, String)>> {
+    let mut states = Vec::new();
+    for entry in fs::read_dir(store.path("")).context("cannot read the store")? {
+        let path = entry?.path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let is_record = path.extension().is_some_and(|extension| extension == "json");
+        let Some((_, hash)) = stem.rsplit_once('-').filter(|(owner, _)| is_record && *owner == name) else { continue };
+        states.push((fs::metadata(&path)?.modified()?, hash.to_owned()));
+    }
+    states.sort_by(|one, other| other.cmp(one));
+    Ok(states)
 }

@@ -33,7 +33,10 @@ fn build_source(store: &Store, source: &Source) -> Result<Built> {
     let hash = source.hash(&programs)?;
     let started = Instant::now();
     let (built, verb) = match archive::read(store, &source.name, &hash) {
-        Some(built) => (built, "is built"),
+        Some(built) => {
+            archive::touch(&built)?;
+            (built, "is built")
+        }
         None => (build_new(store, source, &programs, &hash)?, "built"),
     };
     let seconds = started.elapsed().as_secs_f32();
@@ -83,7 +86,11 @@ fn build_new(store: &Store, source: &Source, programs: &[PathBuf], hash: &str) -
     let built =
         Built { name: source.name.clone(), version, reference, digest, hash: hash.to_owned(), archive: path, bytes };
     archive::write(&built)?;
-    archive::prune(store, &built)?;
+    for old in archive::prune(store, &built)? {
+        // One that a container uses stays: no failure.
+        engine.command(&["image", "rm", &format!("{repository}:{old}")]).output()?;
+    }
+    process::capture(&mut engine.command(&["image", "prune", "--force", "--filter", "until=1h"]))?;
     Ok(built)
 }
 
