@@ -30,7 +30,7 @@ fn a_crashed_engine_is_restarted_with_a_growing_pause_and_its_last_words_are_kep
         text.lines().map(|line| line.parse().unwrap()).collect()
     };
     member.wait("three more starts", || starts().len() >= 3);
-    assert_eq!(member.status().engine.phase, EnginePhase::Crashed);
+    member.wait_phase(EnginePhase::Crashed);
     let starts = starts();
     let pauses = [starts[1] - starts[0], starts[2] - starts[1]];
     assert!((1900..3500).contains(&pauses[0]) && (3900..6000).contains(&pauses[1]), "{pauses:?}");

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use backlot_standard::layout::names;
@@ -173,7 +174,7 @@ impl TestMember {
         std::fs::write(root.join("backlot/identity/ca.crt"), authority.pem()).unwrap();
         std::fs::write(root.join("backlot/identity/tls.crt"), certificate).unwrap();
         std::fs::write(root.join("backlot/identity/tls.key"), key.serialize_pem()).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let operator = Client::new(&authority, Some(authority.issue(&names::operator(UID), false)), port);
         Self { directory, authority, operator, port, silence_ms: 3000, keeper: None }
     }
@@ -360,6 +361,19 @@ impl Drop for TestMember {
             for pid in tree {
                 let _ = kill(pid, Signal::SIGKILL);
             }
+        }
+    }
+}
+
+/// A port for one test: below the range that the kernel takes clients' ports from, and never given twice, because the
+/// agent shares its port with any other agent.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = 20_000 + u16::try_from(std::process::id() % 100).unwrap() * 100;
+    loop {
+        let port = base + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
         }
     }
 }
