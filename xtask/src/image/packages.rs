@@ -3,6 +3,7 @@
 //! Invariant: a machine that has all the programs is not touched, and `apt-get` is not called on it.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -11,23 +12,22 @@ use super::process;
 /// A program, and the Debian package that brings it.
 type Need = (&'static str, &'static str);
 
-/// What building images needs. The files that podman looks for outside the search path (network programs) come with it.
-pub const TO_BUILD: &[Need] = &[("podman", "podman"), ("runc", "runc"), ("mmdebstrap", "mmdebstrap")];
-
-/// What running images needs besides. Both programs live outside the search path, so podman's presence is taken for theirs
-/// once they were installed with it.
-pub const WITH_PODMAN: &[&str] = &["netavark", "aardvark-dns"];
+/// What building and running images needs.
+pub const TO_BUILD: &[Need] = &[
+    ("podman", "podman"),
+    ("runc", "runc"),
+    ("netavark", "netavark"),
+    ("aardvark-dns", "aardvark-dns"),
+    ("mmdebstrap", "mmdebstrap"),
+];
 
 /// What loading images into a cluster's nodes needs.
 pub const TO_LOAD: &[Need] = &[("ctr", "containerd")];
 
 /// Installs the packages of those programs that are absent.
 pub fn ensure(needs: &[Need]) -> Result<()> {
-    let mut packages: Vec<&str> =
+    let packages: Vec<&str> =
         needs.iter().filter(|(program, _)| !process::exists(program)).map(|(_, package)| *package).collect();
-    if packages.contains(&"podman") {
-        packages.extend(WITH_PODMAN);
-    }
     if packages.is_empty() {
         return Ok(());
     }
@@ -38,12 +38,16 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         );
     }
     eprintln!("installing {}", packages.join(" "));
-    if install(&packages).is_err() {
-        // Without package lists, or with lists older than the mirror, the first attempt fails.
-        process::capture(apt().arg("update"))?;
-        install(&packages).with_context(|| format!("cannot install {}", packages.join(" ")))?;
+    let mut installed = install(&packages);
+    // Without package lists, or with lists older than the mirror, the first attempt fails; and nothing waits for the lists' lock.
+    for pause in [0, 10, 30] {
+        if installed.is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_secs(pause));
+        installed = process::capture(apt().arg("update")).and_then(|_| install(&packages));
     }
-    Ok(())
+    installed.with_context(|| format!("cannot install {}", packages.join(" ")))
 }
 
 fn install(packages: &[&str]) -> Result<()> {

@@ -3,7 +3,7 @@
 //! Invariant: nothing secret is ever passed in an argument, so a command line may be shown.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail};
@@ -41,10 +41,14 @@ pub fn passed_through(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Whether `program` is found in the search path.
+/// Folders outside the search path with programs of the container engine.
+const ENGINE_FOLDERS: &[&str] = &["/usr/lib/podman", "/usr/libexec/podman"];
+
+/// Whether `program` is found in the search path, or where the container engine has its own.
 pub fn exists(program: &str) -> bool {
-    let Some(path) = std::env::var_os("PATH") else { return false };
-    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(ENGINE_FOLDERS.iter().map(PathBuf::from));
+    folders.map(|folder| folder.join(program)).any(|file| file.is_file())
 }
 
 fn not_started(command: &Command) -> String {
