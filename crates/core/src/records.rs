@@ -12,7 +12,7 @@ use backlot_standard::manifest::{Manifest, MembershipChange, RollOrder};
 use backlot_standard::request::MemberState;
 use backlot_standard::result::DataState;
 use backlot_standard::status::{EnginePhase, MemberStatus};
-use backlot_standard::verb::Verb;
+use backlot_standard::verb::{RunsOn, Verb};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
@@ -300,16 +300,18 @@ fn shrink(snapshot: &Snapshot, wanted: &Wanted, group: &mut GroupStatus, surplus
     victims.sort_by_key(|member| Reverse((member.state != MemberState::Joined, !is_leader(member), member.ordinal)));
     victims.truncate(surplus.min(at_a_time.saturating_sub(going)));
     let is_victim = |name: &str| victims.iter().any(|victim| victim.name == name);
-    let unwell = group
-        .members
-        .iter()
-        .find(|member| member.state == MemberState::Joined && !is_victim(&member.name) && !is_well(snapshot, member));
-    if let (Some(unwell), Some(victim)) = (unwell, victims.iter().find(|member| member.state == MemberState::Joined)) {
-        // Once begun, a member's leave is not taken back; so it is begun only when it can be carried out.
-        return Some(crate::plan::stuck(
-            "ShrinkWaits",
-            format!("{} stays: {} must be well first", victim.name, unwell.name),
-        ));
+    let is_joined = |member: &MemberRecord| member.state == MemberState::Joined;
+    let mut staying = group.members.iter().filter(|member| is_joined(member) && !is_victim(&member.name));
+    let mut leaving = victims.iter().filter(|member| is_joined(member));
+    // Once begun, a member's leave is not taken back; so it is begun only when it can be carried out.
+    let obstacle = |message| Some(crate::plan::stuck("ShrinkWaits", message));
+    if let Some(victim) = leaving.clone().next()
+        && let Some(unwell) = staying.find(|member| !is_well(snapshot, member))
+    {
+        return obstacle(format!("{} stays: {} must be well first", victim.name, unwell.name));
+    }
+    if let Some(victim) = leaving.find(|victim| !can_leave(snapshot, wanted, victim)) {
+        return obstacle(format!("{} stays: it must run to move its data and duties away", victim.name));
     }
     let names: Vec<_> = victims.iter().map(|victim| victim.name.clone()).collect();
     for member in group.members.iter_mut().filter(|member| names.contains(&member.name)) {
@@ -331,6 +333,18 @@ fn has_run(snapshot: &Snapshot, wanted: &Wanted, member: &MemberRecord) -> bool 
         MemberState::Joining => wanted.has(Verb::Membership) || is_up(),
         MemberState::Joined | MemberState::Leaving | MemberState::Left | MemberState::Dead => true,
     }
+}
+
+/// Whether the verb that makes a member leave can run: on itself it needs the engine, elsewhere it does not.
+fn can_leave(snapshot: &Snapshot, wanted: &Wanted, member: &MemberRecord) -> bool {
+    let is_lost = || {
+        let mut claims = crate::plan::claims_of(wanted, &member.name).into_values();
+        claims.any(|claim| snapshot.objects.claim(&claim).is_none())
+    };
+    !wanted.has(Verb::Leave)
+        || wanted.manifest.rule(Verb::Leave).runs_on != RunsOn::Self_
+        || report(snapshot, member).is_some_and(|status| status.engine.phase == EnginePhase::Running)
+        || (wanted.has(Verb::Forget) && is_lost())
 }
 
 /// Whether a member says now, with the volume that is known to be its own, that it can serve its role.

@@ -269,13 +269,14 @@ fn check_config(
     for (key, setting) in manifest.config.iter().filter(|(_, setting)| setting.apply == Apply::Immutable) {
         let (was, is) = (immutable.get(key), values.get(key));
         if was != is {
-            let show =
-                |value: Option<&String>| value.map_or_else(|| "the default".to_owned(), |value| format!("`{value}`"));
-            let default = setting.default.as_ref().map(ToString::to_string).unwrap_or_default();
+            let default = setting.default.as_ref().map(|value| format!(" {value}")).unwrap_or_default();
+            let show = |value: Option<&String>| {
+                value.map_or_else(|| format!("the default{default}"), |value| format!("`{value}`"))
+            };
             refusals.push(refuse(
                 "SettingImmutable",
                 format!(
-                    "spec.config.{key}: {} refused: it cannot change after the cluster was founded with {} {default}. Set it back",
+                    "spec.config.{key}: {} refused: it cannot change after the cluster was founded with {}. Set it back",
                     show(is),
                     show(was)
                 ),

@@ -2,5 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod adoption;
+mod crashes;
+mod founding;
+mod growing;
+mod keeping;
 mod laws;
+mod rolling;
+mod shrinking;
 mod world;

@@ -96,7 +96,11 @@ impl World {
             let secret = self.objects.secret.as_ref().and_then(|secret| secret.data.as_ref());
             let has_keys = secret.is_some_and(|data| data.contains_key(&format!("{name}.crt")));
             let has_claims = claims_of(pod).iter().all(|claim| self.objects.claim(claim).is_some());
-            if self.agents.contains_key(&name) || !has_keys || !has_claims || pod.metadata.deletion_timestamp.is_some()
+            if self.unschedulable.contains(&name)
+                || self.agents.contains_key(&name)
+                || !has_keys
+                || !has_claims
+                || pod.metadata.deletion_timestamp.is_some()
             {
                 continue;
             }

@@ -38,6 +38,7 @@ pub struct Fault {
 }
 
 /// The world.
+#[derive(Clone)]
 pub struct World {
     /// Image of the Database's class.
     pub image: UsableImage,
@@ -53,6 +54,8 @@ pub struct World {
     pub volumes: BTreeMap<String, Volume>,
     /// Members whose agent does not answer, and for how many more ticks.
     pub silent: BTreeMap<String, u32>,
+    /// Members whose pods no node takes.
+    pub unschedulable: BTreeSet<String>,
     /// Members that an act of the operator has taken down and that are not back yet.
     pub disrupted: BTreeSet<String>,
     /// Epoch of the operator.
@@ -61,6 +64,7 @@ pub struct World {
     pub delivered: Vec<String>,
     /// Writes that were carried out.
     pub written: Vec<String>,
+    acts: usize,
     now: Timestamp,
     counter: u64,
     seen: Option<Snapshot>,
@@ -93,10 +97,12 @@ impl World {
             agents: BTreeMap::new(),
             volumes: BTreeMap::new(),
             silent: BTreeMap::new(),
+            unschedulable: BTreeSet::new(),
             disrupted: BTreeSet::new(),
             epoch: 1,
             delivered: vec![],
             written: vec![],
+            acts: 0,
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             counter: 0,
             seen: None,
@@ -104,6 +110,15 @@ impl World {
             generation: 0,
         };
         world.create_database(spec);
+        world
+    }
+
+    /// A world whose Database is ready.
+    pub fn ready(shape: Shape, spec: Value) -> Self {
+        let mut world = Self::new(shape, spec);
+        let plan = world.settle();
+        assert_eq!(plan.activities, []);
+        assert!(world.condition("Ready").starts_with("True Ready"));
         world
     }
 
@@ -214,13 +229,14 @@ impl World {
     fn carry_out(&mut self, snapshot: &Snapshot, plan: &Plan, status: DatabaseStatus, fault: Fault) -> bool {
         let mut budget = fault.crash_after.unwrap_or(usize::MAX);
         let mut acted = false;
-        let mut spend = || {
+        if budget == 0 {
+            return true;
+        }
+        let mut spend = |world: &mut Self| {
+            world.acts += 1;
             budget = budget.saturating_sub(1);
             budget > 0
         };
-        if fault.crash_after == Some(0) {
-            return true;
-        }
         let mut database = snapshot.database.clone();
         if database.status.as_ref() != Some(&status) {
             acted = true;
@@ -230,14 +246,14 @@ impl World {
             self.database.status = Some(status);
             self.touch_database();
             database = self.database.clone();
-            if !spend() {
+            if !spend(self) {
                 return true;
             }
         }
         for write in &plan.writes {
             acted = true;
             self.write(&database, write);
-            if !spend() {
+            if !spend(self) {
                 return true;
             }
         }
@@ -247,7 +263,7 @@ impl World {
             if !(fault.lossy && index % 2 == 0) {
                 self.operate(&operation.member, &operation.request, self.generation);
             }
-            if !spend() {
+            if !spend(self) {
                 return true;
             }
         }
@@ -327,6 +343,22 @@ impl World {
         panic!("not settled: {:#?}\n{status}", last.map(|plan| (plan.activities, plan.writes, plan.operations)));
     }
 
+    /// Acts of the operator so far: writes and operations.
+    pub fn acts(&self) -> usize {
+        self.acts
+    }
+
+    /// Whether nothing is going on and nothing is to be done.
+    pub fn is_settled(&self) -> bool {
+        let mut world = self.clone();
+        (0..3).all(|_| !world.step().acted)
+    }
+
+    /// Steps for a while, whatever stands in the way.
+    pub fn settle_with_obstacles(&mut self) {
+        (0..20).for_each(|_| drop(self.step()));
+    }
+
     /// Steps until `wanted` holds.
     pub fn until(&mut self, what: &str, wanted: impl Fn(&Self) -> bool) {
         for _ in 0..200 {
@@ -336,6 +368,35 @@ impl World {
             self.step();
         }
         panic!("never: {what}\n{}", serde_json::to_string_pretty(&self.database.status).unwrap());
+    }
+
+    /// What a pass would do now, with its questions answered.
+    pub fn plan(&self) -> Plan {
+        let mut snapshot = self.snapshot();
+        let wanted = validate::validate(&snapshot).unwrap();
+        for _ in 0..3 {
+            let questions = plan::plan(&snapshot, &wanted).questions;
+            self.ask(&mut snapshot, &questions);
+        }
+        plan::plan(&snapshot, &wanted)
+    }
+
+    /// Why the spec is refused, as `reason: message`.
+    pub fn refusals(&self) -> Vec<String> {
+        let refusals = validate::validate(&self.snapshot()).err().unwrap_or_default();
+        refusals.iter().map(|refusal| format!("{}: {}", refusal.reason, refusal.message)).collect()
+    }
+
+    /// Deletes the Database, waits until it and what it owned is gone, and makes one of the same name.
+    pub fn recreate(&mut self, spec: Value) {
+        self.delete_database();
+        for _ in 0..20 {
+            if self.collect_garbage() {
+                return self.create_database(spec);
+            }
+            self.step();
+        }
+        panic!("the Database does not go");
     }
 
     /// A condition's `status reason: message`.
