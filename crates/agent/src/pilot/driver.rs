@@ -63,6 +63,7 @@ fn next_step(pilot: &Pilot) -> Step {
         alive: state.engine.running.is_some(),
         up: state.session.up,
         post_started: state.session.post_started,
+        rejected: state.rejected.as_deref(),
         unwell: state.engine.unwell,
         order: state.orders.front().map(|order| order.order),
         order_stopped: state

@@ -49,6 +49,8 @@ pub struct Facts<'a> {
     pub up: bool,
     /// Whether `post-start` was done since its start.
     pub post_started: bool,
+    /// Why `post-start` found the running engine's data to be somebody else's.
+    pub rejected: Option<&'a str>,
     /// Why a running engine must be stopped and started again.
     pub unwell: Option<&'static str>,
     /// The oldest order that is not done.
@@ -183,6 +185,9 @@ fn found(facts: &Facts<'_>) -> Option<Step> {
 
 /// The engine's process is there.
 fn tend(facts: &Facts<'_>) -> Step {
+    if facts.rejected.is_some() {
+        return Step::Stop("its data is not this member's");
+    }
     if let Some(why) = facts.unwell {
         return Step::Stop(why);
     }
@@ -199,6 +204,9 @@ fn start(facts: &Facts<'_>) -> Step {
     }
     if let Some(blocked) = ownership(facts) {
         return Step::Rest(Some(blocked));
+    }
+    if let Some(message) = facts.rejected {
+        return blocked("ForeignVolume", message.to_owned());
     }
     if let Some(pause) = facts.pause {
         return Step::Pause(pause);

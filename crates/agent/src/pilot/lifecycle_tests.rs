@@ -49,6 +49,7 @@ fn facts(case: &Case) -> Facts<'_> {
         alive: false,
         up: false,
         post_started: false,
+        rejected: None,
         unwell: None,
         order: None,
         order_stopped: false,
@@ -207,6 +208,8 @@ fn orders_and_the_containers_end_come_first() {
     check(&[
         ("running", running.clone(), "rest"),
         ("post-start due", Facts { post_started: false, ..running.clone() }, "poststart"),
+        ("rejected", Facts { rejected: Some("x"), ..running.clone() }, "stop"),
+        ("rejected, stopped", Facts { rejected: Some("x"), ..down.clone() }, "blocked ForeignVolume"),
         ("unwell", Facts { unwell: Some("hung"), ..running.clone() }, "stop"),
         ("end", Facts { terminating: true, ..restart.clone() }, "stop"),
         ("end, stopped", Facts { terminating: true, ..down.clone() }, "exit"),

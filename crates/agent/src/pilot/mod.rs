@@ -287,6 +287,7 @@ fn load_state(
         config: ConfigStatus::default(),
         blocked: None,
         orders: std::collections::VecDeque::new(),
+        rejected: None,
         held: ours && directory.join(driver::HELD).exists(),
         found_done: ours && directory.join(driver::FOUNDED).exists(),
         terminating: hello.terminating,

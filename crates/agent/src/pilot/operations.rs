@@ -186,6 +186,7 @@ fn begin(pilot: &Rc<Pilot>, id: &str) {
     match order {
         Some(order) => {
             pilot.update(|state| {
+                state.rejected = None;
                 state.orders.push_back(PendingOrder { id: id.to_owned(), order, stopped: false });
                 state.try_at_once();
             });
@@ -267,7 +268,8 @@ pub async fn attempt(pilot: &Rc<Pilot>, id: &str, founding: bool) -> Verdict {
         entry.unknowns += 1;
     }
     let verdict = judge(&entry, &outcome, long, log::unix_seconds());
-    let Outcome { exit, result, scratch: _ } = outcome;
+    let Outcome { exit, result, scratch } = outcome;
+    drop(scratch);
     entry.handle = result.handle.clone().or(entry.handle);
     // A founding goes on after its verb; who drives it ends the operation.
     entry.report.state = match verdict {

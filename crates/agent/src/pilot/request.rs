@@ -151,13 +151,11 @@ pub fn environment(request: &Request) -> BTreeMap<String, String> {
     let (subject, via) = (find(&request.subject), find(&request.via));
     for (prefix, member) in [("SELF", own), ("LEADER", leader), ("SUBJECT", subject), ("VIA", via)] {
         set(&format!("{prefix}_ID"), member.map(|member| member.id.clone()).unwrap_or_default());
-        set(&format!("{prefix}_NAME"), member.map(|member| member.name.clone()).unwrap_or_default());
-        set(&format!("{prefix}_ADDRESS"), member.map(|member| member.address.clone()).unwrap_or_default());
-    }
-    for (prefix, member) in [("SELF", own), ("SUBJECT", subject)] {
         set(&format!("{prefix}_NUMERIC_ID"), member.map(|member| member.numeric_id.to_string()).unwrap_or_default());
         let engine_id = member.and_then(|member| member.engine_id.clone());
         set(&format!("{prefix}_ENGINE_ID"), engine_id.unwrap_or_default());
+        set(&format!("{prefix}_NAME"), member.map(|member| member.name.clone()).unwrap_or_default());
+        set(&format!("{prefix}_ADDRESS"), member.map(|member| member.address.clone()).unwrap_or_default());
     }
     for (name, value) in &request.params {
         if let Some(value) = scalar(value) {

@@ -151,23 +151,29 @@ impl Pilot {
 
     /// What follows the first *up*.
     pub async fn post_start(&self, image: &Image) {
-        let result = if image.has(Verb::PostStart) {
+        let starts = self.state.borrow().session.starts;
+        let mut exit = Exit::Done;
+        let mut error = String::new();
+        if image.has(Verb::PostStart) {
             let attempt = self.state.borrow().failures + 1;
             let call = Call::own(Verb::PostStart, &self.session_name(), attempt, self.start_reason());
             let outcome = self.call(&call).await;
-            if outcome.exit == Exit::Done { Ok(()) } else { Err(outcome.message()) }
-        } else {
-            Ok(())
+            exit = outcome.exit;
+            error = outcome.message();
+        }
+        let waits = {
+            let state = self.state.borrow();
+            state.session.founding && !state.found_done && image.has(Verb::Found)
         };
-        match result {
-            Ok(()) => {
-                let waits = {
-                    let state = self.state.borrow();
-                    state.session.founding && !state.found_done && image.has(Verb::Found)
-                };
-                if !waits {
-                    self.mark(STARTED).await;
-                }
+        if exit == Exit::Done && !waits {
+            self.mark(STARTED).await;
+        }
+        if self.state.borrow().session.starts != starts {
+            // That engine has ended meanwhile; what was learnt is not about the next one.
+            return;
+        }
+        match exit {
+            Exit::Done => {
                 self.update_session(|session| session.post_started = true);
                 self.update(|state| {
                     state.try_at_once();
@@ -175,7 +181,16 @@ impl Pilot {
                 });
                 self.poll_now.notify_one();
             }
-            Err(error) => self.update(|state| {
+            Exit::Conflict => self.update(|state| state.rejected = Some(error)),
+            Exit::Pending
+            | Exit::Later
+            | Exit::Busy
+            | Exit::EngineState
+            | Exit::Invalid
+            | Exit::Unsupported
+            | Exit::Unsafe
+            | Exit::Failed
+            | Exit::Unknown => self.update(|state| {
                 state.blocked = Some(verb_failed(Verb::PostStart, &error));
                 state.back_off();
             }),

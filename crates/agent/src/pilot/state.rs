@@ -43,6 +43,8 @@ pub struct State {
     pub blocked: Option<Blocked>,
     /// Orders that are not done, oldest first.
     pub orders: VecDeque<PendingOrder>,
+    /// Why `post-start` found the data to be somebody else's.
+    pub rejected: Option<String>,
     /// The engine is to stay stopped.
     pub held: bool,
     /// `found` was done on this volume.

@@ -278,6 +278,25 @@ fn a_wiped_member_is_neither_founded_nor_started_until_it_is_admitted() {
 }
 
 #[test]
+fn data_that_turns_out_foreign_after_the_start_is_stopped_and_not_started_again() {
+    let mut member = TestMember::new(&["render", "prepare", "found", "health", "post-start"]);
+    member.start_founded();
+    member.behave(
+        "post-start",
+        "result '{\"error\":{\"code\":\"OtherCluster\",\"message\":\"the data is of cluster 7\"}}'; exit 23",
+    );
+    assert_eq!(member.terminate(), Some(0));
+    member.start();
+    member.wait_blocked("ForeignVolume");
+    assert!(member.status().blocked.unwrap().message.contains("of cluster 7"));
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!((member.status().engine.phase, member.status().engine.starts), (EnginePhase::Waiting, 1));
+    // Somebody looked into it.
+    member.behave("post-start", "true");
+    assert_eq!(member.operate(&operation("go", Act::Restart))["state"], "done");
+}
+
+#[test]
 fn a_replaced_volume_waits_until_the_view_names_it() {
     let mut member = TestMember::usual();
     member.start();
