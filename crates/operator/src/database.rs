@@ -15,7 +15,6 @@ use backlot_standard::view::ClusterView;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, PostParams};
-use kube::runtime::events::{Event as KubeEvent, EventType, Recorder};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -24,6 +23,7 @@ use tokio::time::Instant;
 use crate::agents::Agents;
 use crate::apply::{ApplyError, Writer};
 use crate::cache::Key;
+use crate::events::{News, Teller};
 use crate::pki::{self, PkiError};
 use crate::read::Caches;
 
@@ -61,7 +61,7 @@ pub struct Operator<A> {
     /// DNS domain of the cluster.
     pub cluster_domain: String,
     /// Events.
-    pub recorder: Recorder,
+    pub teller: Teller,
     memories: Mutex<HashMap<Key, Memory>>,
 }
 
@@ -76,8 +76,8 @@ struct Memory {
 impl<A: Agents> Operator<A> {
     /// An operator.
     pub fn new(client: Client, caches: Caches, agents: A, agent_image: String, cluster_domain: String) -> Self {
-        let recorder = Recorder::new(client.clone(), "backlot".into());
-        Self { client, caches, agents, agent_image, cluster_domain, recorder, memories: Mutex::default() }
+        let teller = Teller::new(client.clone());
+        Self { client, caches, agents, agent_image, cluster_domain, teller, memories: Mutex::default() }
     }
 
     /// The operator's facts in one epoch of its leadership.
@@ -321,16 +321,7 @@ async fn tell_retained<A: Agents>(operator: &Operator<A>, key: &Key) {
         name: Some(key.name.clone()),
         ..ObjectReference::default()
     };
-    let event = KubeEvent {
-        type_: EventType::Normal,
-        reason: "VolumesRetained".into(),
-        note: Some(note),
-        action: "Delete".into(),
-        secondary: None,
-    };
-    if let Err(error) = operator.recorder.publish(&event, &gone).await {
-        tracing::debug!(database = %key, %error, "event not written");
-    }
+    operator.teller.tell(&gone, News { is_warning: false, reason: "VolumesRetained".to_owned(), note }).await;
 }
 
 /// Tells what happened, once: events of the plan, and a changed reason of Ready.
@@ -340,29 +331,21 @@ async fn tell<A: Agents>(operator: &Operator<A>, database: &Database, before: Op
             status.and_then(|status| status.conditions.iter().find(|condition| condition.type_ == "Ready"))?;
         Some((condition.status.clone(), condition.reason.clone(), condition.message.clone()))
     };
-    let mut events: Vec<_> =
-        plan.events.iter().map(|event| (EventType::Normal, event.reason.to_owned(), event.message.clone())).collect();
+    let news =
+        |is_warning, reason: &str, note: &str| News { is_warning, reason: reason.to_owned(), note: note.to_owned() };
+    let mut all: Vec<_> = plan.events.iter().map(|event| news(false, event.reason, &event.message)).collect();
     let (was, is) = (ready(before), ready(database.status.as_ref()));
     if let Some((status, reason, message)) = is
         && was.as_ref().is_none_or(|(was_status, was_reason, _)| (was_status, was_reason) != (&status, &reason))
     {
-        let degraded = database
-            .status
-            .iter()
-            .flat_map(|status| &status.conditions)
-            .any(|c| c.type_ == "Degraded" && c.status == "True");
+        let mut conditions = database.status.iter().flat_map(|status| &status.conditions);
+        let is_degraded = conditions.any(|condition| condition.type_ == "Degraded" && condition.status == "True");
         let is_told = plan.events.iter().any(|event| event.reason == reason);
-        if status == "True" || degraded {
-            let kind = if status == "True" { EventType::Normal } else { EventType::Warning };
-            if !is_told {
-                events.push((kind, reason, message));
-            }
+        if (status == "True" || is_degraded) && !is_told {
+            all.push(news(status != "True", &reason, &message));
         }
     }
-    for (type_, reason, note) in events {
-        let event = KubeEvent { type_, reason, note: Some(note), action: "Reconcile".into(), secondary: None };
-        if let Err(error) = operator.recorder.publish(&event, &database.object_ref(&())).await {
-            tracing::debug!(database = database.name_any(), %error, "event not written");
-        }
+    for news in all {
+        operator.teller.tell(&database.object_ref(&()), news).await;
     }
 }

@@ -9,6 +9,7 @@ pub mod cache;
 pub mod class;
 pub mod connection;
 pub mod database;
+pub mod events;
 pub mod leadership;
 pub mod metrics;
 pub mod pki;
