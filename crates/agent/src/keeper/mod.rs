@@ -193,9 +193,7 @@ impl<'a> Keeper<'a> {
             if signal == Signal::SIGTERM as i32 || signal == Signal::SIGINT as i32 {
                 self.terminate_since.get_or_insert(now_ms());
                 self.hello.terminating = true;
-                if let Some(pilot) = &mut self.pilot {
-                    pilot.send(&ToPilot::Terminate);
-                }
+                self.tell_pilots(&ToPilot::Terminate);
             }
         }
     }
@@ -234,8 +232,13 @@ impl<'a> Keeper<'a> {
         ended.output_tail = self.output.take_tail();
         self.hello.engine = None;
         self.hello.last_exit = Some(ended.clone());
-        if let Some(pilot) = &mut self.pilot {
-            pilot.send(&ToPilot::Exited(ended));
+        self.tell_pilots(&ToPilot::Exited(ended));
+    }
+
+    /// Tells the pilot, and the one that is about to follow it.
+    fn tell_pilots(&mut self, message: &ToPilot) {
+        for pilot in self.pilot.iter_mut().chain(&mut self.next_pilot) {
+            pilot.send(message);
         }
     }
 

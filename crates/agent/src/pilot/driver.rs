@@ -11,14 +11,17 @@ use backlot_standard::result::{DataState, Exit, VerbError};
 use backlot_standard::status::Blocked;
 use backlot_standard::verb::Verb;
 
-use super::Pilot;
+use super::identity::{self, Volume};
 use super::lifecycle::{Facts, Order, Step, decide};
 use super::operations::{self, Verdict};
 use super::start;
 use super::state::State;
+use super::{MemberName, Pilot};
 use crate::log::{self, Level};
 use crate::protocol::ToKeeper;
 
+/// How often an unusable volume is looked at.
+const VOLUME: Duration = Duration::from_secs(5);
 /// Mark: this volume held a started engine.
 pub const STARTED: &str = "started";
 /// Mark: `found` was done on this volume.
@@ -103,7 +106,7 @@ async fn take(pilot: &Rc<Pilot>, step: Step) -> Wait {
     match (step, &pilot.image) {
         (Step::Rest(blocked), _) => {
             show(pilot, blocked);
-            return Wait::News;
+            return look_at_volume(pilot);
         }
         (Step::Pause(time), _) => return Wait::For(time),
         (Step::Stop(why), image) => pilot.stop(image.as_ref().ok(), why).await,
@@ -123,6 +126,20 @@ async fn take(pilot: &Rc<Pilot>, step: Step) -> Wait {
         (Step::RunStopped(verb), Ok(_)) => run_order(pilot, verb).await,
     }
     Wait::No
+}
+
+/// A volume that could not be used may become usable; everything read from it is then read anew by another pilot.
+fn look_at_volume(pilot: &Pilot) -> Wait {
+    let unusable = matches!(pilot.state.borrow().volume, Volume::Unusable { .. });
+    if !unusable || pilot.state.borrow().engine.running.is_some() {
+        return Wait::News;
+    }
+    let MemberName { id, cluster_uid, .. } = &pilot.member;
+    if !matches!(identity::claim(&pilot.state_directory, pilot.is_volume, cluster_uid, id), Volume::Unusable { .. }) {
+        log::event(Level::Info, "the volume can be used now, starting anew", &[]);
+        std::process::exit(0);
+    }
+    Wait::For(VOLUME)
 }
 
 /// Shows why nothing happens. A verb that fails while the engine runs is shown by those who call it.

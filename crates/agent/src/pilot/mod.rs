@@ -86,6 +86,8 @@ pub struct Pilot {
     pub image: Result<Image, String>,
     /// Directory of the agent's state.
     pub state_directory: PathBuf,
+    /// Whether that is on a volume, not on tmpfs.
+    pub is_volume: bool,
     /// Identity and trust.
     pub identity: RefCell<tls::Identity>,
     /// Version and digest of this binary.
@@ -197,13 +199,20 @@ async fn pilot(settings: Settings) -> Result<(), PilotError> {
     started("/run/db cannot be prepared", prepare_tmpfs(&settings))?;
     let image = image::load(&settings.paths);
     let identity = tls::Identity::load(&settings.paths.at(layout::IDENTITY_DIR))?;
-    let (state_directory, state) = load_state(&settings, &member, &image, &hello);
+    let (state_directory, is_volume, state) = load_state(&settings, &member, &image, &hello);
+    // What lies on somebody else's volume is not ours to go on with.
+    let ours = matches!(state.volume, identity::Volume::None | identity::Volume::Ours { .. });
     let pilot = Rc::new(Pilot {
-        journal: RefCell::new(journal::Journal::load(&state_directory)),
+        journal: RefCell::new(if ours {
+            journal::Journal::load(&state_directory)
+        } else {
+            journal::Journal::default()
+        }),
         settings,
         member,
         image,
         state_directory,
+        is_volume,
         identity: RefCell::new(identity),
         build: AgentBuild { version: crate::VERSION.to_owned(), sha256: replace::own_sha256() },
         keeper_pid: nix::unistd::getppid(),
@@ -256,7 +265,7 @@ fn load_state(
     member: &MemberName,
     image: &Result<Image, String>,
     hello: &Hello,
-) -> (PathBuf, State) {
+) -> (PathBuf, bool, State) {
     let manifest = image.as_ref().map(|image| &image.manifest);
     let (directory, is_volume) = match manifest {
         Ok(manifest) => identity::state_directory(&settings.paths, manifest),
@@ -298,5 +307,5 @@ fn load_state(
         failures: 0,
         counters: state::Counters::default(),
     };
-    (directory, state)
+    (directory, is_volume, state)
 }

@@ -27,6 +27,7 @@ pub async fn run(pilot: Rc<Pilot>) {
     let mut changed = pilot.changed.subscribe();
     let mut starting = STARTING_MS.0;
     let mut polled_starts = 0;
+    let mut last_error = String::new();
     loop {
         changed.borrow_and_update();
         let Some(running) = pilot.state.borrow().engine.running else {
@@ -37,7 +38,14 @@ pub async fn run(pilot: Rc<Pilot>) {
             polled_starts = running.starts;
             starting = STARTING_MS.0;
         }
-        poll(&pilot, &image, running.starts).await;
+        let error = poll(&pilot, &image, running.starts).await.err().unwrap_or_default();
+        if error != last_error {
+            // Once, not at every poll.
+            let level = if error.is_empty() { Level::Info } else { Level::Warn };
+            let message = if error.is_empty() { "polls are answered again" } else { "a poll is not answered" };
+            log::event(level, message, &[("error", &error)]);
+            last_error = error;
+        }
         let pause = pause(&pilot, &image, &mut starting);
         let _ = tokio::time::timeout(pause, pilot.poll_now.notified()).await;
     }
@@ -58,27 +66,31 @@ fn pause(pilot: &Pilot, image: &Image, starting: &mut u64) -> Duration {
     }
 }
 
-async fn poll(pilot: &Pilot, image: &Image, starts: u32) {
-    let health = health(pilot, image).await;
+async fn poll(pilot: &Pilot, image: &Image, starts: u32) -> Result<(), String> {
+    let asked = health(pilot, image).await;
+    let health = asked.as_ref().ok().cloned();
     let up = health.as_ref().is_some_and(|health| health.process == ProcessHealth::Up);
     let hung = health.as_ref().is_some_and(|health| health.process == ProcessHealth::Hung);
     if !take_health(pilot, image, starts, health, hung) {
-        return;
+        return Ok(());
     }
     if up && !pilot.state.borrow().session.up {
         pilot.update_session(|session| session.up = true);
         log::event(Level::Info, "the engine is up", &[]);
     }
+    let mut answered = asked.map(drop);
     let known_up = pilot.state.borrow().session.up;
     if known_up && image.has(Verb::Role) {
         let call = Call::own(Verb::Role, "poll", 1, Reason::Poll);
-        let role: Option<RoleOutput> = pilot.call(&call).await.output().ok();
+        let role: Result<RoleOutput, String> = pilot.call(&call).await.output();
+        answered = answered.and(role.as_ref().map(drop).map_err(Clone::clone));
         pilot.update(|state| {
             if state.engine.running.is_some_and(|running| running.starts == starts) {
-                state.role = role.and_then(Answer::now);
+                state.role = role.ok().and_then(Answer::now);
             }
         });
     }
+    answered
 }
 
 /// Takes an answer in; false when it is about an engine that has ended meanwhile.
@@ -101,9 +113,9 @@ fn take_health(pilot: &Pilot, image: &Image, starts: u32, health: Option<HealthO
 }
 
 /// The answer of `health`; an image without the verb is up and ready as long as its process runs.
-async fn health(pilot: &Pilot, image: &Image) -> Option<HealthOutput> {
+async fn health(pilot: &Pilot, image: &Image) -> Result<HealthOutput, String> {
     if !image.has(Verb::Health) {
-        return Some(HealthOutput {
+        return Ok(HealthOutput {
             process: ProcessHealth::Up,
             ready: true,
             cluster: ClusterHealth::Unknown,
@@ -111,5 +123,5 @@ async fn health(pilot: &Pilot, image: &Image) -> Option<HealthOutput> {
             message: "the image has no verb health; its process runs".to_owned(),
         });
     }
-    pilot.call(&Call::own(Verb::Health, "poll", 1, Reason::Poll)).await.output().ok()
+    pilot.call(&Call::own(Verb::Health, "poll", 1, Reason::Poll)).await.output()
 }

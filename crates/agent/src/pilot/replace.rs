@@ -43,8 +43,13 @@ pub async fn put(pilot: &Rc<Pilot>, request: Request<Incoming>) -> Response<Body
     let stored = tokio::time::timeout(UPLOAD, store(request.into_body(), &target, &announced)).await;
     match stored {
         Ok(Ok(())) => {}
-        Ok(Err(problem)) => return error(StatusCode::BAD_REQUEST, &problem),
-        Err(_) => return error(StatusCode::REQUEST_TIMEOUT, "the binary did not come in time"),
+        failed => {
+            let _ = std::fs::remove_file(temporary(&target));
+            let Ok(Err(problem)) = failed else {
+                return error(StatusCode::REQUEST_TIMEOUT, "the binary did not come in time");
+            };
+            return error(StatusCode::BAD_REQUEST, &problem);
+        }
     }
     if let Err(problem) = runs(&target).await {
         let _ = std::fs::remove_file(&target);
@@ -80,7 +85,7 @@ async fn discard(mut body: Incoming) {
 }
 
 async fn store(mut body: Incoming, target: &Path, announced: &str) -> Result<(), String> {
-    let temporary = target.with_extension("tmp");
+    let temporary = temporary(target);
     let failed = |error: std::io::Error| format!("{}: {error}", temporary.display());
     let _ = std::fs::remove_file(&temporary);
     let mut options = std::fs::OpenOptions::new();
@@ -92,7 +97,6 @@ async fn store(mut body: Incoming, target: &Path, announced: &str) -> Result<(),
         let Ok(data) = frame.into_data() else { continue };
         size += data.len() as u64;
         if size > BINARY_BYTES {
-            let _ = std::fs::remove_file(&temporary);
             return Err(format!("the binary has more than {BINARY_BYTES} bytes"));
         }
         digest.update(&data);
@@ -101,10 +105,13 @@ async fn store(mut body: Incoming, target: &Path, announced: &str) -> Result<(),
     drop(file);
     let found = hex::encode(digest.finish().as_ref());
     if found != announced {
-        let _ = std::fs::remove_file(&temporary);
         return Err(format!("the binary's SHA-256 is {found}, announced was {announced}"));
     }
     std::fs::rename(&temporary, target).map_err(failed)
+}
+
+fn temporary(target: &Path) -> PathBuf {
+    target.with_extension("tmp")
 }
 
 /// Whether the binary runs here and is an agent of this standard.
@@ -126,7 +133,11 @@ async fn runs(path: &Path) -> Result<(), String> {
 async fn hand_over(pilot: Rc<Pilot>, path: PathBuf) {
     pilot.update(|state| state.quiescent = true);
     let drained = async {
-        while pilot.lanes.are_busy() {
+        let changing = || {
+            let state = pilot.state.borrow();
+            state.engine.stopping || state.engine.preparing
+        };
+        while pilot.lanes.are_busy() || changing() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

@@ -247,6 +247,45 @@ fn somebody_elses_volume_is_neither_started_nor_written_to() {
 }
 
 #[test]
+fn a_verb_that_cannot_be_executed_fails_with_its_reason() {
+    let mut member = TestMember::usual();
+    std::fs::write(member.path("db/verbs/join"), "#!/no/such/shell\n").unwrap();
+    member.start_founded();
+    let report = member.operate(&operation("join", Act::Verb(Verb::Join)));
+    assert_eq!((&report["state"], &report["exit"]), (&"failed".into(), &"failed".into()));
+    assert_eq!(report["result"]["error"]["code"], "CannotStart");
+}
+
+#[test]
+fn a_volume_that_becomes_usable_is_taken_up() {
+    let mut member = TestMember::usual();
+    std::fs::remove_dir(member.path("data")).unwrap();
+    member.start();
+    member.wait_blocked("VolumeUnusable");
+    std::fs::create_dir(member.path("data")).unwrap();
+    member
+        .wait("claimed", || member.operator.get("/v1/status").is_ok_and(|answer| answer.body.contains("incarnation")));
+    member.show(&view(1, false));
+    assert_eq!(member.operate(&operation("found", Act::Verb(Verb::Found)))["state"], "done");
+}
+
+#[test]
+fn operations_on_somebody_elses_volume_are_not_gone_on_with() {
+    let mut member = TestMember::usual();
+    member.start_founded();
+    member.behave("join", "exit 10");
+    member.post(&operation("join", Act::Verb(Verb::Join)));
+    assert_eq!(member.report("join")["state"], "running");
+    assert_eq!(member.terminate(), Some(0));
+    let stamp = std::fs::read_to_string(member.path("data/.backlot/identity.json")).unwrap();
+    std::fs::write(member.path("data/.backlot/identity.json"), stamp.replace("uid-1", "uid-2")).unwrap();
+    member.start();
+    member.wait_blocked("ForeignVolume");
+    assert!(member.status().operations.is_empty());
+    assert_eq!(member.status().view_generation, None);
+}
+
+#[test]
 fn files_without_a_stamp_are_foreign() {
     let mut member = TestMember::usual();
     std::fs::write(member.path("data/somebody"), "").unwrap();

@@ -64,6 +64,21 @@ fn a_hung_keeper_costs_the_engine_its_life() {
 }
 
 #[test]
+fn a_dead_keeper_leaves_nothing_behind() {
+    let mut member = TestMember::usual();
+    member.behave("engine", "setsid sh -c 'echo $$ >'$root'/daemon; sleep 600' &");
+    member.start_founded();
+    let daemon = Pid::from_raw(std::fs::read_to_string(member.path("daemon")).unwrap().trim().parse().unwrap());
+    let (keeper, pilot, engine) = (member.keeper(), member.pilot(), member.engine().unwrap());
+    kill(keeper, Signal::SIGKILL).unwrap();
+    let until = Instant::now() + Duration::from_secs(5);
+    while [pilot, engine, daemon].into_iter().any(is_alive) {
+        assert!(Instant::now() < until, "something outlives the keeper");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn the_pilot_is_replaced_while_the_engine_runs() {
     let mut member = TestMember::usual();
     member.start_founded();
