@@ -30,10 +30,12 @@ fn thousandths(text: &str) -> Option<u64> {
         "M" => 1_000_000_000,
         "G" => 1_000_000_000_000,
         "T" => 1_000_000_000_000_000,
+        "P" => 1_000_000_000_000_000_000,
         "Ki" => 1000 << 10,
         "Mi" => 1000 << 20,
         "Gi" => 1000 << 30,
         "Ti" => 1000 << 40,
+        "Pi" => 1000 << 50,
         _ => return None,
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -51,6 +53,8 @@ mod tests {
         let string = |text: &str| IntOrString::String(text.to_owned());
         assert_eq!(bytes(&string("2Gi")), Some(2 << 30));
         assert_eq!(bytes(&string("1.5Gi")), Some(3 << 29));
+        assert_eq!(bytes(&string("2Pi")), Some(2 << 50));
+        assert_eq!(bytes(&string("-1Gi")), None);
         assert_eq!(bytes(&string("500M")), Some(500_000_000));
         assert_eq!(bytes(&IntOrString::Int(1024)), Some(1024));
         assert_eq!(millis(&string("500m")), Some(500));

@@ -18,10 +18,7 @@ pub fn routes(snapshot: &Snapshot, wanted: &Wanted) -> Vec<Write> {
         return vec![];
     }
     let members: Vec<_> = snapshot.agents.iter().filter_map(|(name, status)| Some((name, status.known()?))).collect();
-    let leader = members
-        .iter()
-        .filter(|(_, status)| status.role.as_ref().is_some_and(|role| role.role == Role::Leader && role.writable))
-        .max_by_key(|(_, status)| term(snapshot, status));
+    let leader = leader(snapshot);
     let writable = names::service(&wanted.name);
     let read_only = names::read_only_service(&wanted.name);
     let lives = |name: &str| snapshot.objects.slices.iter().find(|slice| slice.metadata.name.as_deref() == Some(name));
@@ -33,11 +30,13 @@ pub fn routes(snapshot: &Snapshot, wanted: &Wanted) -> Vec<Write> {
             .map(|(name, status)| ((*name).clone(), status.address.clone(), true))
             .collect()
     };
-    if let Some((name, status)) = leader {
+    if let Some(status) = leader {
         let route = format!("0.{}", term(snapshot, status));
-        let to_leader = endpoints(&|other| other.member == **name);
+        let to_leader = endpoints(&|other| other.member == status.member);
         writes.extend(write(wanted, &writable, &route, &to_leader, lives(&writable)));
-        let followers = endpoints(&|other| is_readable_follower(other));
+        let mut followers = endpoints(&|other| is_readable_follower(other));
+        followers.extend(silent_followers(snapshot, lives(&read_only)));
+        followers.sort();
         writes.extend(write(wanted, &read_only, &route, &followers, lives(&read_only)));
     } else {
         // The member behind the present route says itself that it takes no writes: take it out of the route.
@@ -51,6 +50,36 @@ pub fn routes(snapshot: &Snapshot, wanted: &Wanted) -> Vec<Write> {
         }
     }
     writes
+}
+
+/// The member that takes writes by its own report; of several the one with the newest term.
+pub(crate) fn leader(snapshot: &Snapshot) -> Option<&MemberStatus> {
+    let leads =
+        |status: &&MemberStatus| status.role.as_ref().is_some_and(|role| role.role == Role::Leader && role.writable);
+    let members = snapshot.agents.values().filter_map(Observed::known);
+    members.filter(leads).max_by_key(|status| term(snapshot, status))
+}
+
+/// Followers that are not heard of just now keep their place in the route while the kubelet says that they are ready.
+fn silent_followers(snapshot: &Snapshot, live: Option<&EndpointSlice>) -> Vec<(String, String, bool)> {
+    let endpoints = live.into_iter().flat_map(|slice| &slice.endpoints);
+    let known = endpoints.filter_map(|endpoint| {
+        let name = endpoint.target_ref.as_ref()?.name.clone()?;
+        Some((name, endpoint.addresses.first()?.clone(), true))
+    });
+    let is_there = |name: &str, address: &str| {
+        let pod = snapshot.objects.pod(name).filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        pod.and_then(|pod| pod.status.as_ref()).is_some_and(|status| {
+            let mut conditions = status.conditions.iter().flatten();
+            status.pod_ip.as_deref() == Some(address)
+                && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        })
+    };
+    known
+        .filter(|(name, address, _)| {
+            matches!(snapshot.agents.get(name), Some(Observed::Unknown(_))) && is_there(name, address)
+        })
+        .collect()
 }
 
 fn term(snapshot: &Snapshot, status: &MemberStatus) -> u64 {

@@ -3,7 +3,7 @@
 use backlot_api::database::{BindingReference, DatabaseStatus};
 use backlot_api::labels::CLUSTER_UID;
 use backlot_standard::request::MemberState;
-use backlot_standard::result::{ClusterHealth, Role};
+use backlot_standard::result::ClusterHealth;
 use backlot_standard::status::{EnginePhase, MemberStatus};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -12,6 +12,7 @@ use kube::ResourceExt;
 use crate::build::has_leader;
 use crate::names;
 use crate::plan::{Activity, ActivityKind, Plan};
+use crate::routes;
 use crate::snapshot::{Observed, Snapshot};
 use crate::validate::{Refusal, Wanted};
 
@@ -39,7 +40,7 @@ pub fn status(snapshot: &Snapshot, wanted: &Wanted, plan: &Plan, now: Timestamp)
     let joined = members.iter().filter(|member| member.state == MemberState::Joined).count();
     let ready = members.iter().filter(|member| member.state == MemberState::Joined && is_ready(&member.name)).count();
     let wants: usize = wanted.components.iter().map(|component| component.members as usize).sum();
-    let leader = leader(snapshot);
+    let leader = routes::leader(snapshot).map(|status| status.member.clone());
     let unwell: Vec<String> = members
         .iter()
         .filter(|member| member.state == MemberState::Joined && !is_ready(&member.name))
@@ -65,7 +66,7 @@ pub fn status(snapshot: &Snapshot, wanted: &Wanted, plan: &Plan, now: Timestamp)
         members: u32::try_from(joined).unwrap_or(u32::MAX),
         ready_members: Some(format!("{ready}/{wants}")),
         leader: if has_leader(wanted) { leader } else { None },
-        summary: Some(summary),
+        summary: Some(truncate(summary)),
         selector: Some(format!("{CLUSTER_UID}={}", wanted.cluster_uid)),
         binding: Some(BindingReference { name: names::binding_secret(&wanted.name) }),
         groups: plan.groups.clone(),
@@ -78,18 +79,24 @@ pub fn refused(snapshot: &Snapshot, refusals: &[Refusal], now: Timestamp) -> Dat
     let previous = snapshot.database.status.clone().unwrap_or_default();
     let reason = refusals.first().map_or("SpecRefused", |refusal| refusal.reason);
     let message = refusals.iter().map(|refusal| refusal.message.as_str()).collect::<Vec<_>>().join("; ");
+    // An image that is being inspected is no fault of anybody.
+    let is_waiting = refusals.iter().all(|refusal| refusal.reason == "ImageNotInspected");
     let was_available = previous.conditions.iter().find(|condition| condition.type_ == "Available");
     let mut verdicts = vec![
         verdict("Ready", false, reason, message.clone()),
-        verdict("Progressing", false, reason, "nothing is changed until the spec is accepted"),
-        verdict("Degraded", true, reason, message.clone()),
+        if is_waiting {
+            verdict("Progressing", true, reason, message.clone())
+        } else {
+            verdict("Progressing", false, reason, "nothing is changed until the spec is accepted")
+        },
+        verdict("Degraded", !is_waiting, reason, message.clone()),
     ];
     if let Some(condition) = was_available {
         verdicts.push(verdict("Available", condition.status == "True", &condition.reason, &condition.message));
     }
     DatabaseStatus {
         observed_generation: snapshot.database.metadata.generation,
-        summary: Some(format!("Refused: {message}")),
+        summary: Some(truncate(format!("{}: {message}", if is_waiting { "Waits" } else { "Refused" }))),
         conditions: conditions(&previous.conditions, verdicts, snapshot.database.metadata.generation, now),
         ..previous
     }
@@ -105,7 +112,7 @@ pub fn deleting(snapshot: &Snapshot, plan: &Plan, now: Timestamp) -> DatabaseSta
     ];
     DatabaseStatus {
         observed_generation: snapshot.database.metadata.generation,
-        summary: Some(format!("Deleting: {message}")),
+        summary: Some(truncate(format!("Deleting: {message}"))),
         conditions: conditions(&previous.conditions, verdicts, snapshot.database.metadata.generation, now),
         ..previous
     }
@@ -113,13 +120,6 @@ pub fn deleting(snapshot: &Snapshot, plan: &Plan, now: Timestamp) -> DatabaseSta
 
 fn agent<'a>(snapshot: &'a Snapshot, member: &str) -> Option<&'a MemberStatus> {
     snapshot.agents.get(member).and_then(Observed::known)
-}
-
-/// The member that takes writes, by its own report.
-fn leader(snapshot: &Snapshot) -> Option<String> {
-    let leads =
-        |status: &&MemberStatus| status.role.as_ref().is_some_and(|role| role.role == Role::Leader && role.writable);
-    snapshot.agents.values().filter_map(Observed::known).find(leads).map(|status| status.member.clone())
 }
 
 /// A member that is not ready, in words.

@@ -4,18 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use backlot_api::Database;
 use backlot_api::database::{ComponentOverride, DeletionPolicy, Placement};
-use backlot_standard::config::{self, Apply};
+use backlot_standard::config::{self, Apply, SettingError};
 use backlot_standard::manifest::{Component, DurabilityLevel, Manifest};
 use backlot_standard::verb::Verb;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 
 use crate::names;
 use crate::quantity;
 use crate::records::{self, Founding};
-use crate::snapshot::{ImageFacts, Snapshot};
+use crate::snapshot::{ImageFacts, Snapshot, UsableImage};
 
 /// Size of a volume when the user gives none.
 const DEFAULT_STORAGE_BYTES: u64 = 1 << 30;
+/// Smallest volume that is worth asking for.
+const LEAST_STORAGE_BYTES: u64 = 1 << 20;
 
 /// What is wanted, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +74,8 @@ pub struct WantedComponent {
     pub cpu_millis: u64,
     /// Size of each volume in bytes.
     pub storage_bytes: u64,
+    /// Field that gives the size, for messages.
+    pub storage_field: String,
     /// Settings.
     pub config: BTreeMap<String, String>,
 }
@@ -104,17 +109,38 @@ pub fn validate(snapshot: &Snapshot) -> Result<Wanted, Vec<Refusal>> {
         ImageFacts::Usable(image) => image,
         ImageFacts::Refused { reason, message } => return Err(vec![refuse(reason, message.clone())]),
     };
+    let (wanted, mut refusals) = examine(snapshot, image);
+    if refusals.is_empty() {
+        return Ok(wanted);
+    }
+    // Components share settings: one mistake is told once.
+    let mut told: Vec<Refusal> = vec![];
+    refusals.retain(|refusal| {
+        let is_new = !told.contains(refusal);
+        told.push(refusal.clone());
+        is_new
+    });
+    Err(refusals)
+}
+
+/// What is known of a Database that has been accepted before, whatever its spec says now: a refused edit must not keep its
+/// routes from following a leader. `None` when even its identity is in doubt.
+pub fn accepted(snapshot: &Snapshot) -> Option<Wanted> {
+    let ImageFacts::Usable(image) = &snapshot.image else { return None };
+    snapshot.database.status.as_ref()?.cluster_uid.as_ref()?;
+    records::identity(snapshot).ok()?;
+    Some(examine(snapshot, image).0)
+}
+
+fn examine(snapshot: &Snapshot, image: &UsableImage) -> (Wanted, Vec<Refusal>) {
     let database = &snapshot.database;
     let mut refusals = vec![];
     let identity = records::identity(snapshot).unwrap_or_else(|refusal| {
         refusals.push(refusal);
         records::Identity { cluster_uid: database.uid().unwrap_or_default(), adopted: None }
     });
-    // An unreadable record is refused just once.
     let founding = records::founding(snapshot).unwrap_or_else(|refusal| {
-        if !refusals.contains(&refusal) {
-            refusals.push(refusal);
-        }
+        refusals.push(refusal);
         None
     });
     refusals.extend(records::check_adopted(snapshot, &image.manifest, &identity));
@@ -127,11 +153,8 @@ pub fn validate(snapshot: &Snapshot) -> Result<Wanted, Vec<Refusal>> {
         .collect();
     let durability = want_durability(database, &image.manifest, &components, &mut refusals);
     check_storage(snapshot, &components, &mut refusals);
-    if !refusals.is_empty() {
-        return Err(refusals);
-    }
     let name = database.name_any();
-    Ok(Wanted {
+    let wanted = Wanted {
         engine_name: names::engine_name(&name, &identity.cluster_uid),
         name,
         namespace: database.namespace().unwrap_or_default(),
@@ -150,7 +173,8 @@ pub fn validate(snapshot: &Snapshot) -> Result<Wanted, Vec<Refusal>> {
         deletion_policy: database.spec.deletion_policy,
         paused: database.spec.paused,
         adopted: identity.adopted,
-    })
+    };
+    (wanted, refusals)
 }
 
 /// Checks that need no component.
@@ -159,7 +183,10 @@ fn checks(database: &Database, manifest: &Manifest, class_version: &str) -> Vec<
     let name = database.name_any();
     if name.len() > names::LONGEST_DATABASE_NAME {
         let length = name.len();
-        refusals.push(refuse("NameTooLong", format!("metadata.name: {length} characters; at most 32 are allowed")));
+        refusals.push(refuse(
+            "NameTooLong",
+            format!("metadata.name: {length} characters; at most 32 are allowed. Create it under a shorter name"),
+        ));
     }
     let current = database.status.as_ref().and_then(|status| status.class_version.as_deref());
     if let Some(current) = current
@@ -196,43 +223,61 @@ fn want_component(
     let spec = &database.spec;
     let none = ComponentOverride::default();
     let changed = spec.components.get(&component.name).unwrap_or(&none);
-    let (members, field) = match (changed.members, spec.members) {
-        (Some(members), _) => (members, format!("spec.components.{}.members", component.name)),
-        (None, members) => (members.unwrap_or(component.members.default), "spec.members".to_owned()),
+    let own = |is_own: bool, field: &str, general: &str| {
+        if is_own { format!("spec.components.{}.{field}", component.name) } else { format!("spec.{general}") }
     };
-    check_members(manifest, component, members, &field, refusals);
-    let mut config: BTreeMap<_, _> =
-        spec.config.iter().map(|(key, value)| (key.clone(), quantity::text(value))).collect();
-    config.extend(changed.config.iter().map(|(key, value)| (key.clone(), quantity::text(value))));
-    check_config(manifest, &component.name, &config, founding, refusals);
-    let resources = changed.resources.as_ref().unwrap_or(&spec.resources);
-    let mut parse = |field: &str, quantity: Option<&_>, default, parser: fn(&_) -> Option<u64>| match quantity {
-        None => default,
-        Some(quantity) => parser(quantity).unwrap_or_else(|| {
-            let text = quantity::text(quantity);
-            refusals.push(refuse(
-                "QuantityRefused",
-                format!("{field}: `{text}` is no quantity; use e.g. 500m, 2, 512Mi, 2Gi"),
-            ));
-            default
-        }),
+    let members = changed.members.or(spec.members).unwrap_or(component.members.default);
+    check_members(manifest, component, members, &own(changed.members.is_some(), "members", "members"), refusals);
+    let mut config = settings(&spec.config);
+    config.extend(settings(&changed.config));
+    check_config(database, manifest, component, &config, founding, refusals);
+    let (resources, field) = match &changed.resources {
+        Some(resources) => (resources, own(true, "resources", "")),
+        None => (&spec.resources, own(false, "", "resources")),
     };
-    let memory_bytes =
-        parse("spec.resources.memory", resources.memory.as_ref(), component.minimum_memory_bytes, quantity::bytes);
-    let cpu_millis = parse("spec.resources.cpu", resources.cpu.as_ref(), 0, quantity::millis);
+    let minimum = component.minimum_memory_bytes;
+    let memory_bytes = parse(&format!("{field}.memory"), resources.memory.as_ref(), minimum, quantity::bytes, refusals);
+    let cpu_millis = parse(&format!("{field}.cpu"), resources.cpu.as_ref(), 0, quantity::millis, refusals);
+    if memory_bytes < minimum {
+        let (given, least) = (resources.memory.as_ref().map(quantity::text).unwrap_or_default(), minimum >> 20);
+        let message = format!(
+            "{field}.memory: {given} refused: {} needs at least {least}Mi per member of {}",
+            manifest.engine, component.name
+        );
+        refusals.push(refuse("MemoryTooSmall", message));
+    }
     let size = changed.storage_size.as_ref().or(spec.storage.size.as_ref());
-    let storage_bytes = parse("spec.storage.size", size, DEFAULT_STORAGE_BYTES, quantity::bytes);
-    if memory_bytes < component.minimum_memory_bytes {
-        let least = component.minimum_memory_bytes >> 20;
+    let storage_field = own(changed.storage_size.is_some(), "storageSize", "storage.size");
+    let storage_bytes = parse(&storage_field, size, DEFAULT_STORAGE_BYTES, quantity::bytes, refusals);
+    if storage_bytes < LEAST_STORAGE_BYTES {
+        let given = size.map(quantity::text).unwrap_or_default();
         refusals.push(refuse(
-            "MemoryTooSmall",
-            format!(
-                "spec.resources.memory: {} needs at least {least}Mi per member of {}",
-                manifest.engine, component.name
-            ),
+            "QuantityRefused",
+            format!("{storage_field}: `{given}` is no size of a volume; use e.g. 1Gi"),
         ));
     }
-    WantedComponent { component: component.clone(), members, memory_bytes, cpu_millis, storage_bytes, config }
+    let component = component.clone();
+    WantedComponent { component, members, memory_bytes, cpu_millis, storage_bytes, storage_field, config }
+}
+
+fn settings(values: &BTreeMap<String, IntOrString>) -> BTreeMap<String, String> {
+    values.iter().map(|(key, value)| (key.clone(), quantity::text(value))).collect()
+}
+
+fn parse(
+    field: &str,
+    quantity: Option<&IntOrString>,
+    default: u64,
+    parser: fn(&IntOrString) -> Option<u64>,
+    refusals: &mut Vec<Refusal>,
+) -> u64 {
+    let Some(quantity) = quantity else { return default };
+    parser(quantity).unwrap_or_else(|| {
+        let text = quantity::text(quantity);
+        let message = format!("{field}: `{text}` is no quantity; use e.g. 500m, 2, 512Mi, 2Gi");
+        refusals.push(refuse("QuantityRefused", message));
+        default
+    })
 }
 
 fn check_members(manifest: &Manifest, component: &Component, members: u32, field: &str, refusals: &mut Vec<Refusal>) {
@@ -245,27 +290,43 @@ fn check_members(manifest: &Manifest, component: &Component, members: u32, field
             format!("{field}: {members} refused: {engine} has {min} to {max} members. Use a number in that range"),
         ));
     } else if count.odd && members.is_multiple_of(2) {
-        let (fewer, more) = (members - 1, members + 1);
+        let fewer = members - 1;
+        let more = if members < count.max { format!(" or {}", members + 1) } else { String::new() };
         refusals.push(refuse(
             "MembersRefused",
             format!(
-                "{field}: {members} refused: {engine} keeps a quorum with odd numbers; {members} members tolerate no more failures than {fewer}. Use {fewer} or {more}"
+                "{field}: {members} refused: {engine} keeps a quorum with odd numbers; {members} members tolerate no more failures than {fewer}. Use {fewer}{more}"
             ),
         ));
     }
 }
 
 fn check_config(
+    database: &Database,
     manifest: &Manifest,
-    component: &str,
+    component: &Component,
     values: &BTreeMap<String, String>,
     founding: Option<&Founding>,
     refusals: &mut Vec<Refusal>,
 ) {
+    let own = database.spec.components.get(&component.name);
+    let field = |key: &str| match own.filter(|own| own.config.contains_key(key)) {
+        Some(_) => format!("spec.components.{}.config.{key}", component.name),
+        None => format!("spec.config.{key}"),
+    };
     for (key, error) in config::check_all(&manifest.config, values) {
-        refusals.push(refuse("SettingRefused", format!("spec.config.{key}: {error}")));
+        let more = match &error {
+            SettingError::Unknown { nearest: None } => {
+                format!(". All settings: kubectl get databaseclass {} -o yaml", database.spec.class)
+            }
+            SettingError::Unknown { nearest: Some(_) }
+            | SettingError::Type { .. }
+            | SettingError::Range { .. }
+            | SettingError::NotAllowed { .. } => String::new(),
+        };
+        refusals.push(refuse("SettingRefused", format!("{}: {error}{more}", field(&key))));
     }
-    let Some(immutable) = founding.and_then(|founding| founding.immutable.get(component)) else { return };
+    let Some(immutable) = founding.and_then(|founding| founding.immutable.get(&component.name)) else { return };
     for (key, setting) in manifest.config.iter().filter(|(_, setting)| setting.apply == Apply::Immutable) {
         let (was, is) = (immutable.get(key), values.get(key));
         if was != is {
@@ -276,7 +337,8 @@ fn check_config(
             refusals.push(refuse(
                 "SettingImmutable",
                 format!(
-                    "spec.config.{key}: {} refused: it cannot change after the cluster was founded with {}. Set it back",
+                    "{}: {} refused: it cannot change after the cluster was founded with {}. Set it back",
+                    field(key),
                     show(is),
                     show(was)
                 ),
@@ -323,20 +385,19 @@ fn check_storage(snapshot: &Snapshot, components: &[WantedComponent], refusals: 
                 .spec
                 .as_ref()
                 .and_then(|spec| spec.resources.as_ref()?.requests.as_ref()?.get("storage"))
-                .and_then(|quantity| {
-                    quantity::bytes(&k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String(
-                        quantity.0.clone(),
-                    ))
-                });
+                .and_then(|quantity| quantity::bytes(&IntOrString::String(quantity.0.clone())));
             if let Some(size) = size
                 && is_ours
                 && size != component.storage_bytes
             {
+                let field = &component.storage_field;
                 let (name, has, wants) = (claim.name_any(), size >> 20, component.storage_bytes >> 20);
                 let why = if wants < has { "volumes never shrink" } else { "this operator cannot grow volumes yet" };
                 refusals.push(refuse(
                     "StorageChangeRefused",
-                    format!("spec.storage.size: {wants}Mi refused: the volume of {name} has {has}Mi and {why}. Set it back to {has}Mi"),
+                    format!(
+                        "{field}: {wants}Mi refused: the volume of {name} has {has}Mi and {why}. Set it back to {has}Mi"
+                    ),
                 ));
                 return;
             }

@@ -331,7 +331,10 @@ pub(crate) fn trouble(report: &OperationReport) -> String {
     match (&result.error, blockers.is_empty()) {
         (_, false) => blockers.join("; "),
         (Some(error), true) => format!("{}: {}", error.code, error.message),
-        (None, true) => format!("ended with {:?} after {} attempts", report.exit, report.attempts),
+        (None, true) => {
+            let exit = report.exit.map_or_else(|| "no answer".to_owned(), |exit| format!("{exit:?}"));
+            format!("ended with {exit} after {} attempts", report.attempts)
+        }
     }
 }
 

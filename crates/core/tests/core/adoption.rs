@@ -20,6 +20,25 @@ fn annotate(world: &mut World, value: Option<&str>) {
     annotations.extend(value.map(|value| (labels::FOUNDED.to_owned(), value.to_owned())));
 }
 
+/// Everything that a Database is told whose predecessor left something that does not fit.
+pub fn refusals() -> Vec<String> {
+    let mut said = vec![];
+    let mut told = |change: &dyn Fn(&mut World)| {
+        let mut world = recreated(Shape::Agent);
+        change(&mut world);
+        said.extend(world.refusals());
+    };
+    told(&|world| annotate(world, Some("?")));
+    told(&|world| world.remove_claim("orders-0"));
+    told(&|world| world.objects.claims.clear());
+    told(&|world| world.objects.secret = None);
+    told(&|world| world.edit(json!({"class": "other"})));
+    told(&|world| {
+        world.objects.secret.as_mut().unwrap().metadata.labels.as_mut().unwrap().retain(|key, _| key == labels::CLASS);
+    });
+    said
+}
+
 #[test]
 fn a_database_of_the_same_name_takes_the_volumes_back() {
     for shape in SHAPES {
@@ -92,7 +111,9 @@ fn a_founded_cluster_without_any_volume_is_not_waited_for() {
     for shape in SHAPES {
         let mut world = recreated(shape);
         let names: Vec<_> = world.objects.claims.iter().filter_map(|claim| claim.metadata.name.clone()).collect();
-        names.iter().for_each(|name| world.remove_claim(name));
+        for name in &names {
+            world.remove_claim(name);
+        }
         assert_eq!(
             world.refusals(),
             [

@@ -3,11 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod adoption;
+mod conditions;
 mod crashes;
 mod founding;
 mod growing;
 mod keeping;
 mod laws;
+mod refusals;
 mod rolling;
+mod routes;
 mod shrinking;
 mod world;

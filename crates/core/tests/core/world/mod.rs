@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 pub use engine::Engine;
 pub use members::{Agent, Volume};
-pub use shapes::Shape;
+pub use shapes::{Shape, manifest};
 
 /// Name of the Database.
 pub const NAME: &str = "orders";
@@ -137,6 +137,7 @@ impl World {
         self.edit(spec);
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "so that tests can say `edit(json!(…))`")]
     /// Merges into the spec, as `kubectl patch` would.
     pub fn edit(&mut self, change: Value) {
         let mut spec = serde_json::to_value(&self.database.spec).unwrap();
@@ -294,7 +295,7 @@ impl World {
         if snapshot.database.metadata.deletion_timestamp.is_some() || snapshot.objects.services.is_empty() {
             return;
         }
-        let Ok(wanted) = validate::validate(&snapshot) else { return };
+        let Some(wanted) = validate::accepted(&snapshot) else { return };
         for write in routes::routes(&snapshot, &wanted) {
             self.write(&snapshot.database, &write);
         }

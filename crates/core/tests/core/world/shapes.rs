@@ -51,7 +51,8 @@ volumes: [{name: data, path: /data}, {name: log, path: /log}]
 ";
 
 /// A shape of image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Shape {
     /// The engine elects its leader and counts votes; odd numbers.
     Quorum,
