@@ -51,11 +51,15 @@ pub(super) fn secret(snapshot: &Snapshot, wanted: &Wanted, groups: &[Group<'_>],
 pub(super) fn objects(snapshot: &Snapshot, wanted: &Wanted, groups: &[Group<'_>], plan: &mut Plan) {
     let objects = &snapshot.objects;
     let mut wants = build::services(wanted);
+    let present = |group: &&Group<'_>| -> Vec<String> {
+        let members = group.next.members.iter().filter(|member| member.state != MemberState::Left);
+        members.map(|member| member.name.clone()).collect()
+    };
     for group in groups {
-        wants.push(build::budget(wanted, group.component, group.next.members.len()));
+        wants.push(build::budget(wanted, group.component, present(&group).len()));
     }
-    let members: Vec<_> =
-        groups.iter().flat_map(|group| &group.next.members).map(|member| member.name.as_str()).collect();
+    let members: Vec<_> = groups.iter().flat_map(|group| present(&group)).collect();
+    let members: Vec<_> = members.iter().map(String::as_str).collect();
     if let Some(secret) = &objects.secret {
         wants.extend(build::binding(wanted, &members, secret, &snapshot.operator.cluster_domain));
     }
@@ -179,7 +183,8 @@ fn pod(group: &Group<'_>, member: &MemberRecord, plan: &mut Plan) {
         None => {
             let body = build::pod(group.wanted, group.component, member, group.stored.shard, &group.snapshot.operator);
             plan.writes.push(Write::Create(body));
-            if member.state == MemberState::Joined {
+            // Volumes that are taken back have no pods at first.
+            if member.state == MemberState::Joined && group.snapshot.database.status.is_some() {
                 plan.events.push(Event {
                     reason: "PodReplaced",
                     message: format!("pod {} was gone and is made again", member.name),

@@ -20,6 +20,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 pub use engine::Engine;
+pub use kubernetes::from;
 pub use members::{Agent, Volume};
 pub use shapes::{Shape, manifest};
 
