@@ -1,0 +1,257 @@
+//! An operator that dies after any single write or call, or whose request fails in any way, changes nothing about where a
+//! Database ends.
+
+use backlot_api::Database;
+use backlot_api::database::DeletionPolicy;
+use backlot_standard::manifest::Elections;
+use backlot_testkit::fault::{Fault, When};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use crate::world::{NAME, NAMESPACE, World, database, from};
+
+/// Something that happens to a world.
+struct Scenario {
+    elections: Elections,
+    /// The Database before it happens; none when it is made by it.
+    start: Option<Value>,
+    /// What goes before, once all is well.
+    before: Option<fn(&mut World)>,
+    happens: fn(&mut World),
+    /// What must be true in the end.
+    end: fn(&World),
+}
+
+fn delete_database(world: &mut World) {
+    world.server.delete::<Database>(NAMESPACE, NAME, None).unwrap();
+}
+
+fn ready_with(world: &World, members: usize) {
+    world.must_be_ready();
+    assert_eq!(world.members.joined(&world.cluster_uid()).len(), members);
+}
+
+fn keeps_data(world: &World, members: usize) {
+    ready_with(world, members);
+    for pod in world.server.list::<Pod>(NAMESPACE) {
+        let name = pod.name_any();
+        assert_eq!(world.members.read(NAMESPACE, &name).get("before").map(String::as_str), Some("1"), "{name}");
+    }
+}
+
+impl Scenario {
+    async fn world(&self) -> World {
+        let mut world = match &self.start {
+            Some(spec) => World::with_database(self.elections, spec.clone()).await,
+            None => World::new(self.elections),
+        };
+        if let Some(before) = self.before {
+            before(&mut world);
+            world.settle().await;
+        }
+        world.restart_operator();
+        (self.happens)(&mut world);
+        world
+    }
+
+    /// Runs to the end under what `fail` does to the operator; the state must be `wanted`.
+    async fn run(&self, what: &str, wanted: &[String], fail: impl FnOnce(&mut World)) -> World {
+        let mut world = self.world().await;
+        fail(&mut world);
+        // Shown when the test fails.
+        println!("{what}");
+        world.settle().await;
+        (self.end)(&world);
+        assert_eq!(world.summary(), wanted, "{what}");
+        world
+    }
+
+    /// The run without failure, then one with each.
+    async fn survives(&self) {
+        let mut whole = self.world().await;
+        let (connection, agents) = (whole.connection.clone(), whole.agents.clone());
+        whole.settle().await;
+        (self.end)(&whole);
+        let wanted = whole.summary();
+        let (requests, writes) = (connection.recorded().len() as u64, connection.writes().len() as u64);
+        let calls = agents.calls();
+        println!("{requests} requests, {writes} of them writes; {calls} calls of agents");
+        assert!(writes > 0);
+        for write in 1..=writes {
+            let what = format!("crash after write {write} of {writes}");
+            let crash = |world: &mut World| world.connection.inject(When::Write(write), Fault::StopAfter);
+            assert_eq!(self.run(&what, &wanted, crash).await.crashes, 1, "{what}");
+        }
+        for call in 1..=calls {
+            let what = format!("crash after call {call} of {calls}");
+            assert_eq!(self.run(&what, &wanted, |world| world.agents.crash_after(call)).await.crashes, 1, "{what}");
+        }
+        // Each request fails in one way, all ways in turn: neighbours are alike.
+        for (request, fault) in (1..=requests).zip(FAULTS.iter().cycle()) {
+            let what = format!("{fault:?} at request {request} of {requests}");
+            self.run(&what, &wanted, |world| world.connection.inject(When::Request(request), *fault)).await;
+        }
+        self.run("caches that are behind", &wanted, |world| world.is_behind = true).await;
+    }
+}
+
+/// How a request fails when the operator lives on.
+const FAULTS: [Fault; 4] = [Fault::LoseReply, Fault::Conflict, Fault::InternalError, Fault::TooManyRequests];
+
+#[tokio::test(start_paused = true)]
+async fn create() {
+    let create = Scenario {
+        elections: Elections::Engine,
+        start: None,
+        before: None,
+        happens: |world| drop(world.server.create(&database(NAME, json!({"members": 3}))).unwrap()),
+        end: |world| ready_with(world, 3),
+    };
+    create.survives().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn create_where_agents_elect() {
+    let create = Scenario {
+        elections: Elections::Agent,
+        start: None,
+        before: None,
+        happens: |world| {
+            drop(world.server.create(&database(NAME, json!({"members": 2, "deletionPolicy": "Delete"}))).unwrap());
+        },
+        end: |world| ready_with(world, 2),
+    };
+    create.survives().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn grow() {
+    let grow = Scenario {
+        elections: Elections::Engine,
+        start: Some(json!({"members": 1})),
+        before: None,
+        happens: |world| world.edit(|database| database.spec.members = Some(3)),
+        end: |world| keeps_data(world, 3),
+    };
+    grow.survives().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn shrink_and_keep_the_volumes() {
+    let shrink = Scenario {
+        elections: Elections::Engine,
+        start: Some(json!({"members": 3})),
+        before: None,
+        happens: |world| world.edit(|database| database.spec.members = Some(1)),
+        end: |world| keeps_data(world, 1),
+    };
+    shrink.survives().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn shrink_and_delete_the_volumes() {
+    let shrink = Scenario {
+        elections: Elections::Engine,
+        start: Some(json!({"members": 3, "deletionPolicy": "Delete"})),
+        before: None,
+        happens: |world| world.edit(|database| database.spec.members = Some(1)),
+        end: |world| keeps_data(world, 1),
+    };
+    shrink.survives().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn reconfigure_live() {
+    let reconfigure = Scenario {
+        elections: Elections::Engine,
+        start: Some(json!({"members": 3})),
+        before: None,
+        happens: |world| {
+            world.edit(|database| drop(database.spec.config.insert("greeting".into(), from(json!("hi")))));
+        },
+        end: |world| {
+            keeps_data(world, 3);
+            assert_eq!(world.members.count("", "reconfigure"), 3);
+            assert_eq!(world.members.count("", "restart"), 0);
+        },
+    };
+    reconfigure.survives().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn reconfigure_with_restarts() {
+    let reconfigure = Scenario {
+        elections: Elections::Engine,
+        start: Some(json!({"members": 3})),
+        before: None,
+        happens: |world| {
+            world.edit(|database| drop(database.spec.config.insert("cacheSize".into(), from(json!("2Mi")))));
+        },
+        end: |world| {
+            keeps_data(world, 3);
+            assert_eq!(world.members.count("", "restart"), 3, "each member once");
+        },
+    };
+    reconfigure.survives().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_lost() {
+    let lost = Scenario {
+        elections: Elections::Engine,
+        start: Some(json!({"members": 3})),
+        before: None,
+        happens: |world| world.server.delete::<Pod>(NAMESPACE, "orders-1", Some(0)).unwrap(),
+        end: |world| keeps_data(world, 3),
+    };
+    lost.survives().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn delete_with_the_volumes() {
+    let delete = Scenario {
+        elections: Elections::Engine,
+        start: Some(json!({"members": 3, "deletionPolicy": "Delete"})),
+        before: None,
+        happens: delete_database,
+        end: |world| assert_eq!(world.summary(), ["volumes {}"]),
+    };
+    delete.survives().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn delete_and_keep_the_volumes() {
+    let delete = Scenario {
+        elections: Elections::Engine,
+        start: Some(json!({"members": 3, "deletionPolicy": "Delete"})),
+        before: None,
+        // The policy turns with the last edit.
+        happens: |world| {
+            world.edit(|database| database.spec.deletion_policy = DeletionPolicy::Retain);
+            delete_database(world);
+        },
+        end: |world| {
+            assert!(world.server.get::<Database>(NAMESPACE, NAME).is_none());
+            assert_eq!(world.server.list::<PersistentVolumeClaim>(NAMESPACE).len(), 3);
+            assert!(world.summary().contains(&r#"volumes {"Retain Bound": 3}"#.to_owned()), "{:?}", world.summary());
+            assert!(world.server.get::<Secret>(NAMESPACE, "orders-cluster").is_some());
+        },
+    };
+    delete.survives().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn take_back_retained_volumes() {
+    let adopt = Scenario {
+        elections: Elections::Engine,
+        start: Some(json!({"members": 3})),
+        before: Some(delete_database),
+        happens: |world| drop(world.server.create(&database(NAME, json!({"members": 3}))).unwrap()),
+        end: |world| {
+            keeps_data(world, 3);
+            assert_eq!(world.members.count("", "found"), 1, "founded once in all");
+        },
+    };
+    adopt.survives().await;
+}
