@@ -118,7 +118,7 @@ async fn apply_removes_what_its_manager_gave_up_and_nothing_else() {
     let ports = json!([{"name": "sql", "port": 1}, {"name": "http", "port": 2}]);
     api.patch("a", &apply("one"), &Patch::Apply(service(ports, json!({"x": "1", "y": "1"})))).await.unwrap();
     let other = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "labels": {"z": "1"}},
-        "spec": {"ports": [{"port": 2, "nodePort": 30002}]}});
+        "spec": {"ports": [{"name": "http", "port": 2, "nodePort": 30002}]}});
     api.patch("a", &apply("two"), &Patch::Apply(other)).await.unwrap();
     let after = service(json!([{"name": "sql", "port": 1}]), json!({"x": "1"}));
     let stored = api.patch("a", &apply("one"), &Patch::Apply(after)).await.unwrap();
@@ -126,7 +126,7 @@ async fn apply_removes_what_its_manager_gave_up_and_nothing_else() {
     let spec = stored.spec.unwrap();
     let left = spec.ports.unwrap();
     assert_eq!(left.len(), 2, "the other manager's port stays");
-    assert_eq!((left[1].name.clone(), left[1].node_port), (None, Some(30002)));
+    assert_eq!((left[1].name.as_deref(), left[1].node_port), (Some("http"), Some(30002)));
     assert_eq!(left[0].protocol.as_deref(), Some("TCP"));
     assert!(spec.cluster_ip.is_some());
 }

@@ -66,6 +66,9 @@ impl Bench {
         for name in ["x-1", "x-2"] {
             bench.add(name);
             bench.publish();
+            assert_eq!(bench.status(name).blocked.unwrap().reason, "WaitingForAdmission");
+            bench.view.members.last_mut().unwrap().state = MemberState::Joining;
+            bench.publish();
             assert_eq!(bench.run(name, Verb::Join, &format!("join/{name}")).state, OperationState::Done);
             bench.view.members.iter_mut().find(|member| member.id == name).unwrap().state = MemberState::Joined;
         }

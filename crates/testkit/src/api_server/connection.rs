@@ -12,7 +12,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use kube::client::Body;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::ApiServer;
 use super::error::Refusal;
@@ -127,7 +127,7 @@ impl Connection {
         let query = parts.uri.query().unwrap_or_default().to_owned();
         shared.requests += 1;
         let number = shared.requests;
-        let is_write = !matches!(parts.method, Method::GET | Method::HEAD) && !query.contains("dryRun=All");
+        let is_write = !matches!(parts.method, Method::GET | Method::HEAD) && !is_dry_run(&parts.method, &query, body);
         shared.writes += u64::from(is_write);
         let write = is_write.then_some(shared.writes);
         let path = parts.uri.path().to_owned();
@@ -228,6 +228,16 @@ fn stream(watch: Watch) -> Response<ResponseBody> {
 
 fn refused() -> ConnectionError {
     Box::new(std::io::Error::new(std::io::ErrorKind::ConnectionReset, "connection reset by the fault injector"))
+}
+
+/// A deletion says it in its body, when it has one.
+fn is_dry_run(method: &Method, query: &str, body: &Bytes) -> bool {
+    let options: Value = serde_json::from_slice(body).unwrap_or_default();
+    if *method == Method::DELETE && !body.is_empty() {
+        options["dryRun"] == json!(["All"])
+    } else {
+        query.contains("dryRun=All")
+    }
 }
 
 /// The answer of faults that answer without carrying out.

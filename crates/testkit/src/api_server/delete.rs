@@ -33,17 +33,20 @@ impl Options {
             serde_json::from_slice(&call.body).map_err(|error| Refusal::bad_request(error.to_string()))?
         };
         let text = |value: &Value| value.as_str().map(str::to_owned);
-        let dry_run = body["dryRun"].as_array().is_some_and(|values| !values.is_empty());
-        Ok(Self {
-            grace_seconds: body["gracePeriodSeconds"]
-                .as_i64()
-                .or_else(|| call.query.get("gracePeriodSeconds").parse().ok()),
-            propagation: text(&body["propagationPolicy"])
-                .unwrap_or_else(|| call.query.get("propagationPolicy").to_owned()),
+        let mut options = Self {
+            grace_seconds: body["gracePeriodSeconds"].as_i64(),
+            propagation: text(&body["propagationPolicy"]).unwrap_or_default(),
             uid: text(&body["preconditions"]["uid"]),
             resource_version: text(&body["preconditions"]["resourceVersion"]),
-            dry_run: dry_run || call.dry_run(),
-        })
+            dry_run: body["dryRun"].as_array().is_some_and(|values| !values.is_empty()),
+        };
+        // A body is read instead of the query, not beside it.
+        if call.body.is_empty() {
+            options.grace_seconds = call.query.get("gracePeriodSeconds").parse().ok();
+            call.query.get("propagationPolicy").clone_into(&mut options.propagation);
+            options.dry_run = call.dry_run();
+        }
+        Ok(options)
     }
 }
 
@@ -87,7 +90,10 @@ fn delete(state: &mut State, call: &Call, options: &Options) -> Answer {
     let held = new["metadata"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty())
         || kinds::held_without_finalizers(&resource, &new);
     if !held && grace == 0 {
-        return remove(state, call, &old, options);
+        if resource.kind == "Pod" {
+            mark(state, &mut new, &old, 0);
+        }
+        return remove(state, call, new, options);
     }
     mark(state, &mut new, &old, grace);
     kinds::marked_for_deletion(&resource, &mut new);
@@ -107,14 +113,14 @@ fn check_preconditions(call: &Call, old: &Value, options: &Options) -> Result<()
             "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated",
             now("uid")
         );
-        return Err(Refusal::conflict(&call.resource, &call.name, &why));
+        return Err(Refusal::deletion_conflict(&call.resource, &call.name, &why));
     }
     if let Some(revision) = options.resource_version.as_ref().filter(|revision| **revision != now("resourceVersion")) {
         let why = format!(
             "the ResourceVersion in the precondition ({revision}) does not match the ResourceVersion in record ({}). The object might have been modified",
             now("resourceVersion")
         );
-        return Err(Refusal::conflict(&call.resource, &call.name, &why));
+        return Err(Refusal::deletion_conflict(&call.resource, &call.name, &why));
     }
     Ok(())
 }
@@ -149,12 +155,12 @@ fn mark(state: &State, new: &mut Value, old: &Value, grace: i64) {
     new["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
 }
 
-fn remove(state: &mut State, call: &Call, old: &Arc<Value>, options: &Options) -> Answer {
+fn remove(state: &mut State, call: &Call, last: Value, options: &Options) -> Answer {
     let resource = call.resource.clone();
     let last = if options.dry_run {
-        old.clone()
+        Arc::new(last)
     } else {
-        let removed = state.store.remove(&key(&resource, &call.namespace, &call.name), None);
+        let removed = state.store.remove(&key(&resource, &call.namespace, &call.name), Some(last));
         let last = removed.ok_or_else(|| Refusal::not_found(&resource, &call.name))?;
         kinds::removed(state, &resource, &last);
         last

@@ -82,6 +82,15 @@ impl Refusal {
         Self::new(StatusCode::CONFLICT, "Conflict", message, resource.details(name))
     }
 
+    /// A deletion names the kind where other requests name the resource.
+    pub(crate) fn deletion_conflict(resource: &ResourceType, name: &str, why: &str) -> Self {
+        let group = if resource.group.is_empty() { String::new() } else { format!(".{}", resource.group) };
+        let message = format!("Operation cannot be fulfilled on {}{group} {name:?}: {why}", resource.kind);
+        let mut details = resource.details(name);
+        details["kind"] = json!(resource.kind);
+        Self::new(StatusCode::CONFLICT, "Conflict", message, details)
+    }
+
     pub(crate) fn modified(resource: &ResourceType, name: &str) -> Self {
         let why = "the object has been modified; please apply your changes to the latest version and try again";
         Self::conflict(resource, name, why)
@@ -122,6 +131,11 @@ impl Refusal {
             details["group"] = json!(resource.group);
         }
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message, details)
+    }
+
+    /// The same, naming the resource where other refusals name the kind.
+    pub(crate) fn invalid_by_resource(resource: &ResourceType, name: &str, causes: &[Cause]) -> Self {
+        Self::invalid(&ResourceType { kind: resource.plural.clone(), ..resource.clone() }, name, causes)
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {

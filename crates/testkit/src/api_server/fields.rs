@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::schema::{Key, Node, Rule};
 
@@ -51,6 +51,7 @@ impl FieldSet {
                     path.pop();
                 }
             }
+            (Value::Array(_), Rule::Keyed(_) | Rule::Set) => {}
             _ => {
                 self.0.insert(path.clone());
             }
@@ -161,6 +162,15 @@ impl Difference {
             _ => false,
         };
         let inner = filled(old) || filled(new);
+        let empty = if new.is_some_and(Value::is_array) { json!([]) } else { json!({}) };
+        let old = old.or(node.always.then_some(&empty));
+        if inner && !path.is_empty() && !matches!(node.rule, Rule::Atomic) {
+            match (old, new) {
+                (None, Some(value)) if filled(Some(value)) => drop(self.added.0.insert(path.clone())),
+                (Some(_), None) => drop(self.removed.0.insert(path.clone())),
+                _ => {}
+            }
+        }
         match &node.rule {
             Rule::Natural if inner && maps(old) && maps(new) => self.walk_maps(node, old, new, path),
             Rule::Keyed(_) | Rule::Set if inner && lists(old) && lists(new) => self.walk_lists(node, old, new, path),

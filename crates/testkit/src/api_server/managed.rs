@@ -49,7 +49,6 @@ const UNOWNED: &[&str] = &[
     "selfLink",
     "deletionTimestamp",
     "deletionGracePeriodSeconds",
-    "generateName",
 ];
 
 /// The part of an object that has owners.
@@ -109,6 +108,11 @@ impl Managers {
         }
     }
 
+    /// Whether any manager owns a field.
+    pub(crate) fn own(&self, path: &[String]) -> bool {
+        self.0.values().any(|owned| owned.fields.0.contains(path))
+    }
+
     /// Whether the same managers own the same fields, whenever they set them.
     pub(crate) fn owns_the_same(&self, other: &Self) -> bool {
         let fields = |managers: &Self| -> Vec<(Manager, FieldSet)> {
@@ -120,7 +124,9 @@ impl Managers {
     /// Records that `manager` changed `old` into `new`.
     pub(crate) fn track_update(&mut self, node: &Node, old: &Value, new: &Value, manager: &Manager, stamp: &Stamp) {
         let difference = Difference::between(node, &owned_part(old), &owned_part(new));
-        if difference.is_empty() {
+        // What nobody owns is recorded again only by the next apply.
+        let unowned = self.0.is_empty() && old["metadata"]["uid"].is_string();
+        if difference.is_empty() || unowned {
             return;
         }
         for (other, owned) in &mut self.0 {
@@ -151,6 +157,12 @@ impl Managers {
         stamp: &Stamp,
         force: bool,
     ) -> Result<Value, Vec<FieldConflict>> {
+        if self.0.is_empty() && live["metadata"]["uid"].is_string() {
+            // Fields of an object that nobody owns are taken for somebody's.
+            let name = "before-first-apply".to_owned();
+            let nobody = Manager { operation: "Update", name, subresource: String::new() };
+            self.0.insert(nobody, Owned { fields: FieldSet::of(node, &owned_part(live)), ..stamp.owned() });
+        }
         let fields = FieldSet::of(node, &owned_part(config));
         let merged = merge::structured(node, live, config);
         let difference = Difference::between(node, &owned_part(live), &owned_part(&merged));

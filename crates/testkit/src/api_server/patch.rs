@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::call::Call;
 use super::error::{Cause, Refusal};
+use super::kinds;
 use super::managed::Managers;
 use super::merge;
 use super::state::{Answer, State};
@@ -108,12 +109,22 @@ fn apply(state: &mut State, call: &Call) -> Answer {
         config["metadata"]["name"] = json!(call.name);
     }
     check_name(call, &config)?;
+    let found = state.store.get(&key(&call.resource, &call.namespace, &call.name));
+    if found.is_none() && !call.subresource.is_empty() {
+        return Err(Refusal::not_found(&call.resource, &call.name));
+    }
+    if let Err(problem) = kinds::check_applied(&call.resource, &given) {
+        let (group, kind) = (call.resource.api_version(), &call.resource.kind);
+        let whom = format!("{}/{}; {group}, Kind={kind}", call.namespace, call.name);
+        let message = format!("failed to create typed patch object ({whom}): {problem}");
+        return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "", message, Value::Null));
+    }
     let preconditions = config["metadata"].clone();
     keep_own_part(call, &mut config);
     let force = call.query.is_true("force");
     let manager = write::manager(call, "Apply");
     let stamp = write::stamp(state, call);
-    let Some(old) = state.store.get(&key(&call.resource, &call.namespace, &call.name)) else {
+    let Some(old) = found else {
         return apply_new(state, call, &preconditions, &config);
     };
     let mut managers = Managers::of(&old);
@@ -127,9 +138,6 @@ fn apply(state: &mut State, call: &Call) -> Answer {
 }
 
 fn apply_new(state: &mut State, call: &Call, preconditions: &Value, config: &Value) -> Answer {
-    if !call.subresource.is_empty() {
-        return Err(Refusal::not_found(&call.resource, &call.name));
-    }
     if preconditions["resourceVersion"].is_string() || preconditions["uid"].is_string() {
         return Err(Refusal::not_found(&call.resource, &call.name));
     }
@@ -145,9 +153,8 @@ fn apply_new(state: &mut State, call: &Call, preconditions: &Value, config: &Val
 fn keep_own_part(call: &Call, config: &mut Value) {
     let Some(map) = config.as_object_mut() else { return };
     if call.subresource == "status" {
-        let names = ["apiVersion", "kind", "status"];
+        let names = ["apiVersion", "kind", "status", "metadata"];
         map.retain(|name, _| names.contains(&name.as_str()));
-        map.insert("metadata".to_owned(), json!({"name": call.name}));
     } else if call.resource.status {
         map.remove("status");
     }

@@ -182,7 +182,7 @@ const BUILT_IN: &[Row] = &[
     ),
     Row("v1", "persistentvolumeclaims", "PersistentVolumeClaim", "nsur", ""),
     Row("v1", "persistentvolumes", "PersistentVolume", "sur", ""),
-    Row("v1", "services", "Service", "nsur", "spec.clusterIP spec.type"),
+    Row("v1", "services", "Service", "nsucr", "spec.clusterIP spec.type"),
     Row("v1", "serviceaccounts", "ServiceAccount", "nur", ""),
     Row("v1", "secrets", "Secret", "nu", "type"),
     Row("v1", "configmaps", "ConfigMap", "nu", ""),

@@ -37,9 +37,12 @@ pub(crate) fn scale(state: &mut State, call: &Call) -> Answer {
     let replicas = wanted["spec"].get("replicas").cloned().unwrap_or_else(|| json!(0));
     *at(&mut new, &paths.spec) = replicas;
     let managers = Managers::of(&old);
-    let manager = write::manager(call, "Update");
+    let path: Vec<String> =
+        paths.spec.split('.').filter(|name| !name.is_empty()).map(|name| format!("f:{name}")).collect();
+    // A field that nobody owned stays nobody's.
+    let manager = managers.own(&path).then(|| write::manager(call, "Update"));
     let main = Call { subresource: String::new(), metadata_only: false, ..call.clone() };
-    let (code, stored) = write::finish_update(state, &main, &old, new, managers, Some(&manager))?;
+    let (code, stored) = write::finish_update(state, &main, &old, new, managers, manager.as_ref())?;
     Ok((code, view(&paths, &stored)))
 }
 
@@ -70,7 +73,7 @@ fn view(paths: &ScalePaths, object: &Value) -> Value {
         "spec": {},
         "status": {"replicas": read(object, &paths.status).as_i64().unwrap_or_default()},
     });
-    if let Some(replicas) = read(object, &paths.spec).as_i64() {
+    if let Some(replicas) = read(object, &paths.spec).as_i64().filter(|replicas| *replicas != 0) {
         scale["spec"]["replicas"] = json!(replicas);
     }
     if let Some(selector) = paths.selector.as_ref().and_then(|path| read(object, path).as_str()) {

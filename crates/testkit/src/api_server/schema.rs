@@ -15,6 +15,8 @@ pub(crate) struct Node {
     items: Option<Box<Node>>,
     /// How the value here merges.
     pub(crate) rule: Rule,
+    /// The field is there, empty, in every object of the kind: setting what is in it does not add it.
+    pub(crate) always: bool,
 }
 
 /// How a value merges.
@@ -38,7 +40,7 @@ pub(crate) struct Key {
     pub(crate) default: Option<Value>,
 }
 
-static UNKNOWN: Node = Node { fields: BTreeMap::new(), entries: None, items: None, rule: Rule::Natural };
+static UNKNOWN: Node = Node { fields: BTreeMap::new(), entries: None, items: None, rule: Rule::Natural, always: false };
 
 impl Node {
     /// The node of a field or map entry.
@@ -55,12 +57,15 @@ impl Node {
     pub(crate) fn built_in(kind: &str) -> Node {
         let mut root = Node::default();
         for (_, path, rule) in LISTS.iter().filter(|(of, ..)| *of == "*" || *of == kind) {
-            root.insert(path, parse_rule(rule));
+            root.at(path).rule = parse_rule(rule);
+        }
+        for (_, path) in ALWAYS.iter().filter(|(of, _)| *of == "*" || *of == kind) {
+            root.at(path).always = true;
         }
         if kind == "Pod" {
             for containers in ["spec.containers[]", "spec.initContainers[]", "spec.ephemeralContainers[]"] {
                 for (path, rule) in CONTAINER {
-                    root.insert(&format!("{containers}.{path}"), parse_rule(rule));
+                    root.at(&format!("{containers}.{path}")).rule = parse_rule(rule);
                 }
             }
         }
@@ -71,8 +76,9 @@ impl Node {
     pub(crate) fn custom(schema: &Value) -> Node {
         let mut root = Node::from_openapi(schema);
         for (_, path, rule) in LISTS.iter().filter(|(of, ..)| *of == "*") {
-            root.insert(path, parse_rule(rule));
+            root.at(path).rule = parse_rule(rule);
         }
+        root.at("metadata").always = true;
         root
     }
 
@@ -103,7 +109,8 @@ impl Node {
         node
     }
 
-    fn insert(&mut self, path: &str, rule: Rule) {
+    /// The node at a path, made where it is absent.
+    fn at(&mut self, path: &str) -> &mut Node {
         let mut node = self;
         for part in path.split('.') {
             let (name, lists) = (part.trim_end_matches("[]"), part.matches("[]").count());
@@ -112,7 +119,7 @@ impl Node {
                 node = &mut **node.items.get_or_insert_default();
             }
         }
-        node.rule = rule;
+        node
     }
 }
 
@@ -130,6 +137,19 @@ fn parse_rule(text: &str) -> Rule {
         ),
     }
 }
+
+/// Fields that the Go types of a kind always hold, so that nobody owns their mere presence.
+const ALWAYS: &[(&str, &str)] = &[
+    ("*", "metadata"),
+    ("*", "spec"),
+    ("*", "status"),
+    ("Pod", "spec.containers"),
+    ("EndpointSlice", "endpoints"),
+    ("EndpointSlice", "ports"),
+    ("NetworkPolicy", "spec.podSelector"),
+    ("PersistentVolumeClaim", "spec.resources"),
+    ("Service", "status.loadBalancer"),
+];
 
 /// Kind (`*` = every), path, and `atomic`, `set` or the keys of the list. As Kubernetes 1.34 publishes them.
 const LISTS: &[(&str, &str, &str)] = &[

@@ -48,9 +48,6 @@ pub(crate) fn finish_create(
     let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let key = key(&resource, &call.namespace, &name);
     check_namespace(state, call, &name)?;
-    if state.store.get(&key).is_some() {
-        return Err(Refusal::already_exists(&resource, &name));
-    }
     let uid = state.next_uid();
     let now = state.now();
     let metadata = &mut object["metadata"];
@@ -69,13 +66,17 @@ pub(crate) fn finish_create(
     {
         map.remove("status");
     }
-    kinds::prepare_create(state, &resource, &mut object)?;
+    kinds::prepare(&resource, &mut object)?;
+    if let Some(tracked) = tracked {
+        managers.track_update(&resource.schema, &json!({}), &object, tracked, &stamp(state, call));
+    }
+    kinds::admit_new(state, &resource, &mut object);
     let causes = kinds::validate(&resource, &object);
     if !causes.is_empty() {
         return Err(Refusal::invalid(&resource, &name, &causes));
     }
-    if let Some(tracked) = tracked {
-        managers.track_update(&resource.schema, &json!({}), &object, tracked, &stamp(state, call));
+    if state.store.get(&key).is_some() {
+        return Err(Refusal::already_exists(&resource, &name));
     }
     managers.write(&mut object);
     if call.dry_run() {
@@ -165,7 +166,7 @@ pub(crate) fn update(state: &mut State, call: &Call) -> Answer {
     let revision = metadata["resourceVersion"].as_str().unwrap_or_default();
     if revision.is_empty() && !call.resource.unconditional_update {
         let cause = Cause::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
-        return Err(Refusal::invalid(&call.resource, &call.name, &[cause]));
+        return Err(Refusal::invalid_by_resource(&call.resource, &call.name, &[cause]));
     }
     let managers = Managers::of(&old);
     finish_update(state, call, &old, object, managers, Some(&manager(call, "Update")))
@@ -214,8 +215,21 @@ pub(crate) fn finish_update(
 ) -> Answer {
     let resource = call.resource.clone();
     check_preconditions(call, old, &new)?;
+    let given = new["metadata"].clone();
     keep_system_fields(call, old, &mut new)?;
-    kinds::prepare_update(&resource, &call.subresource, old, &mut new)?;
+    kinds::prepare(&resource, &mut new)?;
+    if let Some(tracked) = tracked {
+        // The status of a custom object leaves metadata alone, yet the writer becomes owner of what it gave there.
+        let mut claimed = new.clone();
+        if resource.custom.is_some() && call.subresource == "status" {
+            for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+                set_or_remove(&mut claimed["metadata"], field, given.get(field).cloned());
+            }
+            kinds::prepare(&resource, &mut claimed)?;
+        }
+        managers.track_update(&resource.schema, old, &claimed, tracked, &stamp(state, call));
+    }
+    kinds::keep_allocated(&resource, old, &mut new);
     let mut causes = kinds::validate(&resource, &new);
     causes.extend(kinds::validate_update(&resource, &call.subresource, old, &new));
     causes.extend(new_finalizers_while_deleting(old, &new));
@@ -226,9 +240,6 @@ pub(crate) fn finish_update(
         && wanted_state(resource.status, &resource.kind, old) != wanted_state(resource.status, &resource.kind, &new)
     {
         new["metadata"]["generation"] = json!(old["metadata"]["generation"].as_i64().unwrap_or_default() + 1);
-    }
-    if let Some(tracked) = tracked {
-        managers.track_update(&resource.schema, old, &new, tracked, &stamp(state, call));
     }
     if without_managers(old) == without_managers(&new) && managers.owns_the_same(&Managers::of(old)) {
         return Ok((StatusCode::OK, shape(call, old)));
@@ -243,9 +254,11 @@ pub(crate) fn finish_update(
         || kinds::held_without_finalizers(&resource, &new);
     let graceful = metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or_default() > 0;
     if !metadata["deletionTimestamp"].is_null() && !held && !graceful {
+        // The answer keeps the last stored revision; watches see that of the removal.
+        let answer = shape(call, &new);
         let last = state.store.remove(&key, Some(new)).ok_or_else(|| Refusal::not_found(&resource, &call.name))?;
         kinds::removed(state, &resource, &last);
-        return Ok((StatusCode::OK, shape(call, &last)));
+        return Ok((StatusCode::OK, answer));
     }
     let stored = state.store.put(key, new);
     kinds::stored(state, &resource, &stored);

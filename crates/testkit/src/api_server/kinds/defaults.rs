@@ -22,12 +22,20 @@ pub(super) fn fill(kind: &str, object: &mut Value) {
             set(object, "volumeBindingMode", json!("Immediate"));
         }
         "EndpointSlice" => {
+            set(object, "endpoints", json!([]));
+            set(object, "ports", json!([]));
+            items(object, "/endpoints").for_each(|endpoint| set(endpoint, "conditions", json!({})));
             for port in items(object, "/ports") {
                 set(port, "name", json!(""));
                 set(port, "protocol", json!("TCP"));
             }
         }
         "NetworkPolicy" => {
+            for rules in ["/spec/ingress", "/spec/egress"] {
+                for port in items(object, rules).flat_map(|rule| items(rule, "/ports")) {
+                    set(port, "protocol", json!("TCP"));
+                }
+            }
             let egress = !object["spec"]["egress"].is_null();
             let types = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
             set(&mut object["spec"], "policyTypes", types);
@@ -42,6 +50,8 @@ pub(super) fn fill_new(state: &mut State, kind: &str, object: &mut Value) {
         "Pod" => {
             let class = qos_class(&object["spec"]);
             object["status"] = json!({"phase": "Pending", "qosClass": class});
+            set(&mut object["spec"], "priority", json!(0));
+            set(&mut object["spec"], "preemptionPolicy", json!("PreemptLowerPriority"));
             set(&mut object["spec"], "serviceAccountName", json!("default"));
             let account = object["spec"]["serviceAccountName"].clone();
             set(&mut object["spec"], "serviceAccount", account);
@@ -114,8 +124,6 @@ fn pod(object: &mut Value) {
         ("securityContext", json!({})),
         ("schedulerName", json!("default-scheduler")),
         ("enableServiceLinks", json!(true)),
-        ("priority", json!(0)),
-        ("preemptionPolicy", json!("PreemptLowerPriority")),
     ] {
         set(spec, field, value);
     }
@@ -221,6 +229,7 @@ fn qos_class(spec: &Value) -> &'static str {
 }
 
 fn service(object: &mut Value) {
+    set(&mut object["status"], "loadBalancer", json!({}));
     let spec = &mut object["spec"];
     set(spec, "type", json!("ClusterIP"));
     set(spec, "sessionAffinity", json!("None"));
@@ -237,7 +246,6 @@ fn service(object: &mut Value) {
 }
 
 fn service_address(state: &mut State, object: &mut Value) {
-    object["status"] = json!({"loadBalancer": {}});
     let spec = &mut object["spec"];
     if spec["type"] == "ExternalName" {
         return;
@@ -248,7 +256,7 @@ fn service_address(state: &mut State, object: &mut Value) {
     let address = spec["clusterIP"].clone();
     set(spec, "clusterIPs", json!([address]));
     let headless_without_selector = address == "None" && spec.get("selector").is_none();
-    set(spec, "ipFamilies", json!(["IPv4"]));
+    set(spec, "ipFamilies", if headless_without_selector { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) });
     set(spec, "ipFamilyPolicy", json!(if headless_without_selector { "RequireDualStack" } else { "SingleStack" }));
 }
 

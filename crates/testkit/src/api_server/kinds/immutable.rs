@@ -25,6 +25,9 @@ const MUTABLE_POD_FIELDS: &[&str] = &["activeDeadlineSeconds", "tolerations", "s
 
 /// What the server allocated stays when a client leaves it out.
 pub(super) fn keep_allocated(kind: &str, old: &Value, new: &mut Value) {
+    if let ("Pod", Some(class)) = (kind, old["status"].get("qosClass")) {
+        new["status"]["qosClass"] = class.clone();
+    }
     if kind != "Service" {
         return;
     }
@@ -62,6 +65,12 @@ fn read<'a>(object: &'a Value, path: &str) -> &'a Value {
 }
 
 fn pod(old: &Value, new: &Value) -> Option<Cause> {
+    for list in ["containers", "initContainers"] {
+        let count = |pod: &Value| pod["spec"][list].as_array().map_or(0, Vec::len);
+        if count(old) != count(new) {
+            return Some(Cause::forbidden(&format!("spec.{list}"), "pod updates may not add or remove containers"));
+        }
+    }
     let comparable = |pod: &Value| {
         let mut spec = pod["spec"].clone();
         if let Some(map) = spec.as_object_mut() {
@@ -123,7 +132,7 @@ fn cluster_address(old: &Value, new: &Value) -> Option<Cause> {
         .then(|| Cause::invalid("spec.clusterIPs[0]", &json!([after]), "may not change once set"))
 }
 
-fn data(old: &Value, new: &Value) -> Option<Cause> {
-    let changed = ["data", "binaryData", "immutable"].iter().find(|field| old[**field] != new[**field])?;
-    Some(Cause::forbidden(changed, "field is immutable when `immutable` is set"))
+fn data(old: &Value, new: &Value) -> Vec<Cause> {
+    let changed = ["immutable", "data", "binaryData"].into_iter().filter(|field| old[*field] != new[*field]);
+    changed.map(|field| Cause::forbidden(field, "field is immutable when `immutable` is set")).collect()
 }

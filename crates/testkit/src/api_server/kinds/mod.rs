@@ -6,10 +6,11 @@ mod defaults;
 mod immutable;
 mod names;
 mod quantity;
+mod rules;
 mod structural;
 mod typed;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::error::{Cause, Refusal};
 use super::resource::ResourceType;
@@ -17,35 +18,41 @@ use super::state::State;
 
 pub(crate) use quantity::parse as parse_quantity;
 
-/// Completes a new object.
-pub(crate) fn prepare_create(state: &mut State, resource: &ResourceType, object: &mut Value) -> Result<(), Refusal> {
+/// Brings an object into the form of its type and fills its defaults.
+pub(crate) fn prepare(resource: &ResourceType, object: &mut Value) -> Result<(), Refusal> {
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        let is_empty = |value: &Value| value.as_object().is_some_and(Map::is_empty) || *value == json!([]);
+        metadata.retain(|_, value| !is_empty(value));
+    }
     if let Some(custom) = &resource.custom {
         structural::prune_and_default(&custom.openapi, object);
         return Ok(());
     }
     typed::normalise(resource, object)?;
     defaults::fill(&resource.kind, object);
-    defaults::fill_new(state, &resource.kind, object);
     Ok(())
 }
 
-/// Completes a changed object.
-pub(crate) fn prepare_update(
-    resource: &ResourceType,
-    subresource: &str,
-    old: &Value,
-    object: &mut Value,
-) -> Result<(), Refusal> {
-    if let Some(custom) = &resource.custom {
-        structural::prune_and_default(&custom.openapi, object);
-        return Ok(());
+/// What admission adds to a new object. Nobody owns these fields.
+pub(crate) fn admit_new(state: &mut State, resource: &ResourceType, object: &mut Value) {
+    if resource.custom.is_none() {
+        defaults::fill_new(state, &resource.kind, object);
     }
-    typed::normalise(resource, object)?;
-    if subresource.is_empty() {
+}
+
+/// Gives back what the server allocated and the client left out.
+pub(crate) fn keep_allocated(resource: &ResourceType, old: &Value, object: &mut Value) {
+    if resource.custom.is_none() {
         immutable::keep_allocated(&resource.kind, old, object);
     }
-    defaults::fill(&resource.kind, object);
-    Ok(())
+}
+
+/// Whether an applied configuration has only fields and types that its kind has.
+pub(crate) fn check_applied(resource: &ResourceType, config: &Value) -> Result<(), String> {
+    match &resource.custom {
+        Some(custom) => structural::check_fields(&custom.openapi, config),
+        None => typed::check_fields(resource, config),
+    }
 }
 
 /// What is wrong with an object by itself.
@@ -53,7 +60,12 @@ pub(crate) fn validate(resource: &ResourceType, object: &Value) -> Vec<Cause> {
     let mut causes = names::check(resource, object);
     if let Some(custom) = &resource.custom {
         causes.extend(structural::validate(&custom.openapi, object));
+        return causes;
     }
+    if let Some(refused) = rules::allocation(&resource.kind, object) {
+        return vec![refused];
+    }
+    causes.extend(rules::check(&resource.kind, object));
     causes
 }
 

@@ -50,6 +50,37 @@ fn walk(schema: &Value, value: &mut Value) {
     }
 }
 
+/// The first field that the schema does not have, or that has another type.
+pub(super) fn check_fields(schema: &Value, object: &Value) -> Result<(), String> {
+    for (name, value) in object.as_object().into_iter().flatten() {
+        if matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
+            continue;
+        }
+        match schema["properties"].get(name) {
+            Some(schema) => check_field(schema, value, &format!(".{name}"))?,
+            None => return Err(format!(".{name}: field not declared in schema")),
+        }
+    }
+    Ok(())
+}
+
+fn check_field(schema: &Value, value: &Value, path: &str) -> Result<(), String> {
+    if value.is_null() || schema["x-kubernetes-preserve-unknown-fields"] == true {
+        return Ok(());
+    }
+    if !has_type(schema, value) {
+        return Err(format!("{path}: expected {}, got {value}", schema["type"].as_str().unwrap_or_default()));
+    }
+    for (name, inner) in value.as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        match schema["properties"].get(name).or_else(|| schema.get("additionalProperties")) {
+            Some(schema) => check_field(schema, inner, &path)?,
+            None => return Err(format!("{path}: field not declared in schema")),
+        }
+    }
+    value.as_array().into_iter().flatten().try_for_each(|item| check_field(&schema["items"], item, path))
+}
+
 /// Every rule of the schema that the object breaks.
 pub(super) fn validate(schema: &Value, object: &Value) -> Vec<Cause> {
     let mut causes = vec![];

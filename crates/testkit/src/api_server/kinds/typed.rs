@@ -14,15 +14,67 @@ use k8s_openapi::api::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::quantity;
 use crate::api_server::error::Refusal;
 use crate::api_server::resource::ResourceType;
 
+type Pass = fn(&Value) -> Result<Value, serde_json::Error>;
+
 /// Passes a built-in object through its type.
 pub(super) fn normalise(resource: &ResourceType, object: &mut Value) -> Result<(), Refusal> {
-    let pass = match (resource.group.as_str(), resource.kind.as_str()) {
+    let Some(pass) = pass(resource) else { return Ok(()) };
+    let managed = object["metadata"].get("managedFields").cloned();
+    let mut typed = pass(object).map_err(|error| {
+        Refusal::bad_request(format!(
+            "{} in version {:?} cannot be handled as a {}: {error}",
+            resource.kind, resource.version, resource.kind
+        ))
+    })?;
+    drop_empty(&mut typed);
+    if resource.kind == "Service"
+        && let Some(spec) = typed["spec"].as_object_mut()
+    {
+        spec.retain(|name, value| name != "selector" || *value != json!({}));
+    }
+    canonical_quantities(&resource.kind, &mut typed);
+    if let Some(managed) = managed {
+        typed["metadata"]["managedFields"] = managed;
+    }
+    *object = typed;
+    Ok(())
+}
+
+/// The first field of `config` that its type does not have.
+pub(super) fn check_fields(resource: &ResourceType, config: &Value) -> Result<(), String> {
+    let Some(pass) = pass(resource) else { return Ok(()) };
+    let typed = pass(config).map_err(|error| error.to_string())?;
+    match lost_field(config, &typed, "") {
+        Some(path) => Err(format!("{path}: field not declared in schema")),
+        None => Ok(()),
+    }
+}
+
+fn lost_field(given: &Value, kept: &Value, path: &str) -> Option<String> {
+    match (given, kept) {
+        (Value::Object(given), Value::Object(kept)) => given.iter().find_map(|(name, value)| {
+            let path = format!("{path}.{name}");
+            match kept.get(name) {
+                Some(kept) => lost_field(value, kept, &path),
+                None if value.is_null() => None,
+                None => Some(path),
+            }
+        }),
+        (Value::Array(given), Value::Array(kept)) => {
+            given.iter().zip(kept).find_map(|(given, kept)| lost_field(given, kept, path))
+        }
+        _ => None,
+    }
+}
+
+fn pass(resource: &ResourceType) -> Option<Pass> {
+    Some(match (resource.group.as_str(), resource.kind.as_str()) {
         ("", "ConfigMap") => through::<ConfigMap>,
         ("", "Event") => through::<Event>,
         ("", "Namespace") => through::<Namespace>,
@@ -40,22 +92,8 @@ pub(super) fn normalise(resource: &ResourceType, object: &mut Value) -> Result<(
         ("policy", "PodDisruptionBudget") => through::<PodDisruptionBudget>,
         ("storage.k8s.io", "StorageClass") => through::<StorageClass>,
         ("storage.k8s.io", "VolumeAttachment") => through::<VolumeAttachment>,
-        _ => return Ok(()),
-    };
-    let managed = object["metadata"].get("managedFields").cloned();
-    let mut typed = pass(object).map_err(|error| {
-        Refusal::bad_request(format!(
-            "{} in version {:?} cannot be handled as a {}: {error}",
-            resource.kind, resource.version, resource.kind
-        ))
-    })?;
-    drop_empty(&mut typed);
-    canonical_quantities(&resource.kind, &mut typed);
-    if let Some(managed) = managed {
-        typed["metadata"]["managedFields"] = managed;
-    }
-    *object = typed;
-    Ok(())
+        _ => return None,
+    })
 }
 
 fn through<K: Serialize + DeserializeOwned>(object: &Value) -> Result<Value, serde_json::Error> {
@@ -71,12 +109,7 @@ const MEANINGFUL_EMPTY: &[&str] = &[
     "namespaceSelector",
     "selector",
     "status",
-    "ingress",
-    "egress",
     "loadBalancer",
-    "conditions",
-    "strategy",
-    "endpoints",
     "spec",
 ];
 
@@ -88,7 +121,7 @@ fn drop_empty(value: &mut Value) {
             map.retain(|name, inner| {
                 let empty = match inner {
                     Value::Object(inner) => inner.is_empty(),
-                    Value::Array(inner) => inner.is_empty(),
+                    Value::Array(inner) => return !inner.is_empty(),
                     Value::Null => true,
                     _ => false,
                 };
