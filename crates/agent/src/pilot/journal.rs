@@ -17,6 +17,11 @@ use super::disk;
 pub const FILE: &str = "operations.jsonl";
 /// Ended operations that are kept.
 const KEPT: usize = 100;
+/// Bytes of ended operations that are kept, but for the last few, whatever their size.
+const KEPT_BYTES: usize = 2 << 20;
+const KEPT_ANYWAY: usize = 4;
+/// Bytes at which the file is rewritten.
+const MAX_BYTES: u64 = 4 << 20;
 /// Lines at which the file is rewritten.
 const MAX_LINES: usize = 1000;
 
@@ -107,8 +112,7 @@ impl Journal {
         self.next_number += 1;
         let bytes = line(&entry);
         self.entries.insert(entry.report.id.clone(), entry);
-        self.forget_old();
-        let compacted = self.entries().into_iter().flat_map(line).collect();
+        let compacted = self.forget_old();
         Line { path: state.join(FILE), bytes, compacted }
     }
 
@@ -117,16 +121,27 @@ impl Journal {
         self.entries.remove(id);
     }
 
-    fn forget_old(&mut self) {
-        let ended: Vec<String> = self
-            .entries()
-            .into_iter()
-            .filter(|entry| !entry.is_running())
-            .map(|entry| entry.report.id.clone())
-            .collect();
-        for id in ended.iter().take(ended.len().saturating_sub(KEPT)) {
-            self.entries.remove(id);
+    /// Forgets the oldest operations that ended, by number and by size; returns the lines of those that are kept.
+    fn forget_old(&mut self) -> Vec<u8> {
+        let (mut kept, mut bytes) = (0, 0);
+        let mut lines = vec![];
+        let mut forgotten = vec![];
+        for entry in self.entries().into_iter().rev() {
+            let text = line(entry);
+            if !entry.is_running() {
+                kept += 1;
+                bytes += text.len();
+                if kept > KEPT || (bytes > KEPT_BYTES && kept > KEPT_ANYWAY) {
+                    forgotten.push(entry.report.id.clone());
+                    continue;
+                }
+            }
+            lines.push(text);
         }
+        for id in forgotten {
+            self.entries.remove(&id);
+        }
+        lines.into_iter().rev().flatten().collect()
     }
 }
 
@@ -134,7 +149,7 @@ impl Line {
     /// Appends the line and flushes it; rewrites the file when it has grown long.
     pub fn write(self) -> io::Result<()> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(&self.path)?;
-        if count_lines(&mut file)? >= MAX_LINES {
+        if file.metadata()?.len() > MAX_BYTES || count_lines(&mut file)? >= MAX_LINES {
             return disk::replace(&self.path, &self.compacted);
         }
         let mut bytes = self.bytes;
@@ -235,6 +250,21 @@ mod tests {
         journal.put(entry("b", OperationState::Running), directory.path()).write().unwrap();
         let read = Journal::load(directory.path());
         assert!(read.get("a").is_some() && read.get("b").is_some());
+    }
+
+    #[test]
+    fn large_results_do_not_fill_memory_or_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::default();
+        for number in 0..30 {
+            let mut large = entry(&format!("operation-{number}"), OperationState::Done);
+            large.report.result.output = Some("x".repeat(900_000).into());
+            journal.put(large, directory.path()).write().unwrap();
+        }
+        assert_eq!(journal.entries.len(), KEPT_ANYWAY);
+        let bytes = std::fs::metadata(directory.path().join(FILE)).unwrap().len();
+        assert!(bytes < 2 * MAX_BYTES, "{bytes}");
+        assert!(Journal::load(directory.path()).get("operation-29").is_some());
     }
 
     #[test]

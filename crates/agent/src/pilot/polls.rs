@@ -12,12 +12,15 @@ use super::Pilot;
 use super::image::Image;
 use super::request::Call;
 use super::state::Answer;
+use super::verb_run::shorten;
 use crate::log::{self, Level};
 
 /// First and longest pause between polls until the engine is up.
 const STARTING_MS: (u64, u64) = (250, 1000);
 /// Pause between polls while operations are at work.
 const CHANGING: Duration = Duration::from_secs(1);
+/// Reasons of `health` that are passed on.
+const REASONS: usize = 16;
 /// Polls in a row that must say *hung*.
 const HUNG_POLLS: u32 = 3;
 
@@ -67,7 +70,13 @@ fn pause(pilot: &Pilot, image: &Image, starting: &mut u64) -> Duration {
 }
 
 async fn poll(pilot: &Pilot, image: &Image, starts: u32) -> Result<(), String> {
-    let asked = health(pilot, image).await;
+    let mut asked = health(pilot, image).await;
+    if let Ok(health) = &mut asked {
+        // Part of every line of the watch, so it must stay small whatever the image says.
+        health.message = shorten(std::mem::take(&mut health.message));
+        health.reasons.truncate(REASONS);
+        health.reasons.iter_mut().for_each(|reason| *reason = shorten(std::mem::take(reason)));
+    }
     let health = asked.as_ref().ok().cloned();
     let up = health.as_ref().is_some_and(|health| health.process == ProcessHealth::Up);
     let hung = health.as_ref().is_some_and(|health| health.process == ProcessHealth::Hung);

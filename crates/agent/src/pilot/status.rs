@@ -1,6 +1,7 @@
 //! The report about this member. Invariant: it is made from the state in one place, and its revision rises exactly when
 //! something but the data's position changed.
 
+use backlot_standard::operation::OperationReport;
 use backlot_standard::status::{ConfigStatus, EngineStatus, MemberStatus};
 
 use super::Pilot;
@@ -9,6 +10,8 @@ use super::state::fresh;
 
 /// Operations shown.
 const OPERATIONS: usize = 8;
+/// Largest output of an operation that is shown here; the whole is read by the operation's id.
+const OUTPUT_BYTES: usize = 16 * 1024;
 /// Revisions of one pilot; the next pilot of the container goes on above them.
 const REVISIONS_PER_RUN: u64 = 1 << 32;
 
@@ -76,7 +79,7 @@ impl Pilot {
         }
     }
 
-    fn recent_operations(&self) -> Vec<backlot_standard::operation::OperationReport> {
+    fn recent_operations(&self) -> Vec<OperationReport> {
         let journal = self.journal.borrow();
         let entries = journal.entries();
         let running = entries.iter().filter(|entry| entry.is_running()).count();
@@ -84,13 +87,24 @@ impl Pilot {
         let mut shown = vec![];
         for entry in entries.iter().rev() {
             if entry.is_running() {
-                shown.push(entry.report.clone());
+                shown.push(brief(&entry.report));
             } else if ended > 0 {
                 ended -= 1;
-                shown.push(entry.report.clone());
+                shown.push(brief(&entry.report));
             }
         }
         shown.reverse();
         shown
     }
+}
+
+/// A report without an output that is too large for a line that is sent at every change.
+fn brief(report: &OperationReport) -> OperationReport {
+    let mut report = report.clone();
+    let size = report.result.output.as_ref().map_or(0, |output| output.to_string().len());
+    if size > OUTPUT_BYTES {
+        report.result.output = None;
+        report.result.warnings.push(format!("the output has {size} bytes; read it by the operation's id"));
+    }
+    report
 }

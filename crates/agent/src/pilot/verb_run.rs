@@ -22,6 +22,8 @@ use crate::verb_process::{CallEnd, Killed, RESULT_BYTES};
 
 /// Largest file that a verb of the observe lane may write: it has nothing to write but its result.
 const OBSERVE_FILE_BYTES: u64 = 16 << 20;
+/// Longest message of an image that is passed on in a report.
+const MESSAGE_BYTES: usize = 2048;
 /// Time beyond the deadline after which a call counts as lost although its process is still there.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -54,14 +56,24 @@ impl Outcome {
 
     /// One line for people: why the call is not done.
     pub fn message(&self) -> String {
-        match &self.result.error {
+        let message = match &self.result.error {
             Some(error) => format!("{}: {}", error.code, error.message),
             None => match self.result.blockers.first() {
                 Some(blocker) => format!("{}: {} {}", blocker.object, blocker.reason, blocker.hint),
                 None => format!("the verb answered {:?} and gave no reason", self.exit),
             },
-        }
+        };
+        shorten(message)
     }
+}
+
+/// At most [`MESSAGE_BYTES`] of a text that an image wrote.
+pub fn shorten(mut text: String) -> String {
+    if text.len() > MESSAGE_BYTES {
+        text.truncate(text.floor_char_boundary(MESSAGE_BYTES));
+        text.push('…');
+    }
+    text
 }
 
 /// Directory of one call; removed when dropped.

@@ -5,7 +5,7 @@ use backlot_standard::operation::Act;
 use backlot_standard::status::EnginePhase;
 use backlot_standard::verb::Verb;
 
-use crate::support::{Authority, Client, MEMBER, SECRET, TestMember, UID, operation, view};
+use crate::support::{Authority, Client, MEMBER, SECRET, TestMember, UID, agent_binary, operation, view};
 
 #[test]
 fn a_client_without_certificate_gets_only_the_probes() {
@@ -185,7 +185,7 @@ fn the_watch_tells_changes_and_not_what_is_known() {
 #[test]
 fn the_inspection_serves_the_manifest_to_the_operator_only() {
     let member = TestMember::usual();
-    let mut inspection = std::process::Command::new(env!("CARGO_BIN_EXE_backlot-agent"))
+    let mut inspection = std::process::Command::new(agent_binary())
         .args(["inspect", "--root", member.path("").to_str().unwrap()])
         .args(["--listen", &format!("127.0.0.1:{}", member.port)])
         .env("BACKLOT_CLUSTER_UID", UID)

@@ -214,8 +214,7 @@ impl TestMember {
 
     /// The keeper's command, with `wrapper` before it.
     pub fn keeper_command(&self, wrapper: &[&str]) -> Command {
-        let built = env!("CARGO_BIN_EXE_backlot-agent").to_owned();
-        let agent = std::env::var("BACKLOT_AGENT").unwrap_or(built);
+        let agent = agent_binary();
         let mut words: Vec<&str> = wrapper.to_vec();
         words.push(&agent);
         let mut command = Command::new(words[0]);
@@ -363,6 +362,11 @@ impl Drop for TestMember {
             }
         }
     }
+}
+
+/// The agent under test: this build, or the one that `BACKLOT_AGENT` names.
+pub fn agent_binary() -> String {
+    std::env::var("BACKLOT_AGENT").unwrap_or(env!("CARGO_BIN_EXE_backlot-agent").to_owned())
 }
 
 /// A port for one test: below the range that the kernel takes clients' ports from, and never given twice, because the
