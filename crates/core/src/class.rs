@@ -89,11 +89,12 @@ pub fn image_of(database: &Database, class: Option<&DatabaseClass>) -> ImageFact
             format!("spec.version: {wanted} has no version {chosen}; it has {}", known.join(", ")),
         );
     };
-    let inspected = class
-        .status
-        .iter()
-        .flat_map(|status| &status.versions)
-        .find(|known| known.version == version.version && known.image == version.image);
+    let known =
+        || class.status.iter().flat_map(|status| &status.versions).filter(|known| known.version == version.version);
+    // A Database keeps the image that it runs, whatever the class names now: another image is an upgrade.
+    let runs = database.status.as_ref().and_then(|status| status.image.as_ref());
+    let running = runs.and_then(|runs| known().find(|known| known.pinned_image.as_ref() == Some(runs)));
+    let inspected = running.or_else(|| known().find(|known| known.image == version.image));
     let Some(inspected) = inspected else {
         return refused("ImageNotInspected", format!("image {} is being inspected", version.image));
     };
@@ -116,21 +117,27 @@ pub fn image_of(database: &Database, class: Option<&DatabaseClass>) -> ImageFact
     }
 }
 
+/// Images that a class named before and whose manifests are kept.
+const FORMER_IMAGES: usize = 16;
+
 /// Status of a class from what inspections found; `pending` tells why others are not done.
 pub fn class_status(
     class: &DatabaseClass,
-    mut versions: Vec<InspectedVersion>,
+    versions: Vec<InspectedVersion>,
     pending: &[String],
     now: Timestamp,
 ) -> DatabaseClassStatus {
-    versions.retain(|known| {
+    let is_listed = |known: &InspectedVersion| {
         class.spec.versions.iter().any(|version| version.version == known.version && version.image == known.image)
-    });
-    let usable: Vec<_> = versions.iter().filter(|version| version.error.is_none()).collect();
-    let errors: Vec<_> = versions
-        .iter()
-        .filter_map(|version| Some(format!("{}: {}", version.version, version.error.as_ref()?)))
-        .collect();
+    };
+    // Manifests of images that were listed before stay, for the Databases that run them.
+    let (listed, mut former): (Vec<_>, Vec<_>) = versions.into_iter().partition(&is_listed);
+    former
+        .retain(|known| known.error.is_none() && !listed.iter().any(|other| other.pinned_image == known.pinned_image));
+    former.drain(..former.len().saturating_sub(FORMER_IMAGES));
+    let usable: Vec<_> = listed.iter().filter(|version| version.error.is_none()).collect();
+    let errors: Vec<_> =
+        listed.iter().filter_map(|version| Some(format!("{}: {}", version.version, version.error.as_ref()?))).collect();
     let is_ready = !usable.is_empty() && pending.is_empty() && errors.is_empty();
     let (reason, message) = match (pending.first(), errors.first(), usable.is_empty()) {
         (Some(first), _, _) => ("Inspecting", first.clone()),
@@ -149,7 +156,7 @@ pub fn class_status(
         observed_generation: class.metadata.generation,
         engine,
         versions_summary: Some(summary.join(", ")),
-        versions: versions.clone(),
+        versions: former.into_iter().chain(listed.clone()).collect(),
         conditions: vec![Condition {
             type_: "Ready".to_owned(),
             status: status.to_owned(),
@@ -171,5 +178,51 @@ pub fn refused(version: &ClassVersion, error: String) -> InspectedVersion {
         manifest: None,
         verbs: vec![],
         error: Some(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backlot_api::{DatabaseClassSpec, DatabaseSpec};
+    use serde_json::json;
+
+    fn inspected(image: &str, digest: &str) -> InspectedVersion {
+        let manifest = json!({
+            "standard": "0.1", "engine": "acme", "version": "1.0",
+            "ports": [{"name": "client", "port": 80, "purpose": "client"}],
+            "volumes": [{"name": "data", "path": "/data"}],
+            "binding": {"type": "acme", "port": "client", "uri": ""},
+        });
+        let version = ClassVersion { version: "1".into(), image: image.into() };
+        let verbs = ["render", "health", "role"].map(ToOwned::to_owned).to_vec();
+        judge(&version, format!("acme@sha256:{digest}"), manifest, verbs)
+    }
+
+    fn class(image: &str) -> DatabaseClass {
+        let versions = vec![ClassVersion { version: "1".into(), image: image.into() }];
+        DatabaseClass::new("acme", DatabaseClassSpec { versions, image_pull_secrets: vec![] })
+    }
+
+    #[test]
+    fn a_database_keeps_the_image_that_it_runs_when_its_class_names_another() {
+        let mut class = class("acme:new");
+        let both = vec![inspected("acme:old", "aa"), inspected("acme:new", "bb")];
+        class.status = Some(class_status(&class, both, &[], Timestamp::UNIX_EPOCH));
+        let spec: DatabaseSpec = serde_json::from_value(json!({"class": "acme"})).unwrap();
+        let mut database = Database::new("db", spec);
+        let pinned = |database: &Database| match image_of(database, Some(&class)) {
+            ImageFacts::Usable(image) => image.pinned,
+            ImageFacts::Refused { message, .. } => message,
+        };
+        assert_eq!(pinned(&database), "acme@sha256:bb");
+        let status = backlot_api::DatabaseStatus {
+            class_version: Some("1".into()),
+            image: Some("acme@sha256:aa".into()),
+            ..Default::default()
+        };
+        database.status = Some(status);
+        assert_eq!(pinned(&database), "acme@sha256:aa");
+        assert_eq!(class.status.as_ref().unwrap().versions_summary.as_deref(), Some("1"));
     }
 }

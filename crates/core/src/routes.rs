@@ -26,7 +26,7 @@ pub fn routes(snapshot: &Snapshot, wanted: &Wanted) -> Vec<Write> {
     let endpoints = |filter: &dyn Fn(&MemberStatus) -> bool| -> Vec<(String, String, bool)> {
         members
             .iter()
-            .filter(|(_, status)| filter(status) && !status.address.is_empty())
+            .filter(|(name, status)| filter(status) && has_address(snapshot, name, &status.address))
             .map(|(name, status)| ((*name).clone(), status.address.clone(), true))
             .collect()
     };
@@ -60,6 +60,12 @@ pub(crate) fn leader(snapshot: &Snapshot) -> Option<&MemberStatus> {
     members.filter(leads).max_by_key(|status| term(snapshot, status))
 }
 
+/// Whether the member's pod is there and has this address: one that is gone may have left it to a stranger.
+fn has_address(snapshot: &Snapshot, member: &str, address: &str) -> bool {
+    let pod = snapshot.objects.pod(member).filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    pod.and_then(|pod| pod.status.as_ref()).is_some_and(|status| status.pod_ip.as_deref() == Some(address))
+}
+
 /// Followers that are not heard of just now keep their place in the route while the kubelet says that they are ready.
 fn silent_followers(snapshot: &Snapshot, live: Option<&EndpointSlice>) -> Vec<(String, String, bool)> {
     let endpoints = live.into_iter().flat_map(|slice| &slice.endpoints);
@@ -67,17 +73,16 @@ fn silent_followers(snapshot: &Snapshot, live: Option<&EndpointSlice>) -> Vec<(S
         let name = endpoint.target_ref.as_ref()?.name.clone()?;
         Some((name, endpoint.addresses.first()?.clone(), true))
     });
-    let is_there = |name: &str, address: &str| {
-        let pod = snapshot.objects.pod(name).filter(|pod| pod.metadata.deletion_timestamp.is_none());
-        pod.and_then(|pod| pod.status.as_ref()).is_some_and(|status| {
-            let mut conditions = status.conditions.iter().flatten();
-            status.pod_ip.as_deref() == Some(address)
-                && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
-        })
+    let is_ready = |name: &str| {
+        let status = snapshot.objects.pod(name).and_then(|pod| pod.status.as_ref());
+        let mut conditions = status.into_iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
     };
     known
         .filter(|(name, address, _)| {
-            matches!(snapshot.agents.get(name), Some(Observed::Unknown(_))) && is_there(name, address)
+            matches!(snapshot.agents.get(name), Some(Observed::Unknown(_)))
+                && has_address(snapshot, name, address)
+                && is_ready(name)
         })
         .collect()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use backlot_api::{Database, FIELD_MANAGER};
 use backlot_core::build::{self, Kind, Object, SecretOrder};
-use backlot_core::plan::{Target, Write};
+use backlot_core::plan::{Activity, ActivityKind, Target, Write};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use k8s_openapi::api::core::v1::Secret;
@@ -56,6 +56,19 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// What a person must know of it, when deciding again may not be enough.
+    pub fn trouble(&self) -> Option<Activity> {
+        let reason = match self {
+            Self::Stale { .. } => return None,
+            Self::NameTaken { .. } => "NameTaken",
+            Self::Api { source, .. } if matches!(&**source, kube::Error::Api(status) if status.code == 403) => {
+                "WriteRefused"
+            }
+            Self::Api { .. } | Self::Pki(_) | Self::Object(_) => "WriteFailed",
+        };
+        Some(Activity { kind: ActivityKind::Stuck, reason, message: self.to_string() })
+    }
+
     /// Whether simply deciding again is the remedy.
     pub fn is_transient(&self) -> bool {
         match self {

@@ -87,7 +87,7 @@ pub async fn pass(inspector: &Inspector, class: &DatabaseClass) -> Result<Option
     for version in class::to_inspect(&class) {
         match inspect(inspector, &class, &version).await? {
             Outcome::Judged(inspected) => {
-                versions.retain(|known| known.version != inspected.version);
+                versions.retain(|known| known.version != inspected.version || known.image != inspected.image);
                 versions.push(*inspected);
             }
             Outcome::Pending(message, pause) => {

@@ -1,11 +1,12 @@
 //! One pass over one Database: read → validate → plan → status → apply. Short on purpose; what is decided is in `backlot-core`.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backlot_api::{Database, DatabaseStatus};
-use backlot_core::plan::{self, Operation, Plan};
+use backlot_core::plan::{self, Activity, Operation, Plan};
 use backlot_core::snapshot::{Answers, Observed, OperatorFacts, Question, Snapshot};
 use backlot_core::{names, status, validate};
 use backlot_standard::operation::{Act, OperationRequest, OperationState};
@@ -63,13 +64,16 @@ pub struct Operator<A> {
     /// Events.
     pub teller: Teller,
     memories: Mutex<HashMap<Key, Memory>>,
+    /// Numbers of views are never used twice by one process, also not for a Database that was deleted and made again.
+    views: AtomicU64,
 }
 
 /// What is kept between passes, and may be lost at any time: numbers of views, and when a failing operation is asked again.
 #[derive(Default)]
 struct Memory {
     view: Option<ClusterView>,
-    counter: u64,
+    number: u64,
+    trouble: Option<Activity>,
     failures: HashMap<String, (u32, Instant)>,
 }
 
@@ -77,7 +81,16 @@ impl<A: Agents> Operator<A> {
     /// An operator.
     pub fn new(client: Client, caches: Caches, agents: A, agent_image: String, cluster_domain: String) -> Self {
         let teller = Teller::new(client.clone());
-        Self { client, caches, agents, agent_image, cluster_domain, teller, memories: Mutex::default() }
+        Self {
+            client,
+            caches,
+            agents,
+            agent_image,
+            cluster_domain,
+            teller,
+            memories: Mutex::default(),
+            views: AtomicU64::new(0),
+        }
     }
 
     /// The operator's facts in one epoch of its leadership.
@@ -124,6 +137,7 @@ pub async fn pass<A: Agents>(operator: &Operator<A>, key: &Key, epoch: u64) -> R
         ask(operator, key, &mut snapshot, &plan.questions).await;
         plan = plan::plan(&snapshot, &wanted);
     }
+    plan.activities.extend(operator.memory(key, |memory| memory.trouble.clone()));
     let status = status::status(&snapshot, &wanted, &plan, now);
     let is_settled = plan.activities.is_empty() && plan.writes.is_empty() && plan.operations.is_empty();
     carry_out(operator, key, &snapshot, &plan, status).await?;
@@ -155,6 +169,8 @@ async fn carry_out<A: Agents>(
             first_error.get_or_insert(error);
         }
     }
+    let trouble = first_error.as_ref().and_then(ApplyError::trouble);
+    operator.memory(key, |memory| memory.trouble = trouble);
     let generation = push_view(operator, key, snapshot, plan).await?;
     for operation in &plan.operations {
         operate(operator, key, snapshot, operation, generation).await;
@@ -173,10 +189,10 @@ async fn push_view<A: Agents>(
     let generation = operator.memory(key, |memory| {
         if memory.view.as_ref() != Some(view) {
             memory.view = Some(view.clone());
-            memory.counter += 1;
+            memory.number = operator.views.fetch_add(1, Ordering::Relaxed) + 1;
         }
         // Unique across restarts and leaders: the epoch rises with each of them.
-        (snapshot.operator.epoch << 32) | memory.counter
+        (snapshot.operator.epoch << 32) | memory.number
     });
     let lacking: Vec<_> = snapshot
         .agents

@@ -7,8 +7,10 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use kube::api::{Api, ObjectMeta, PostParams};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -17,8 +19,12 @@ use tokio::time::{Instant, sleep, timeout};
 const LEASE: &str = "backlot-operator";
 /// Annotation with the address at which the holder answers.
 const ADDRESS: &str = "backlot.dev/address";
+/// Annotation with the epoch of the leadership.
+const EPOCH: &str = "backlot.dev/epoch";
 /// Pause between two reads of the Lease, and between two questions to its holder.
 const PERIOD: Duration = Duration::from_secs(5);
+/// Longest answer to the question who one is, in bytes.
+const LONGEST_IDENTITY: u64 = 4096;
 /// Silence of the holder after which a standby takes over, and age of its own last read after which a leader pauses.
 const SILENCE: Duration = Duration::from_secs(11);
 
@@ -85,7 +91,7 @@ async fn step(api: &Api<Lease>, candidate: &Candidate, last_heard: Instant) -> R
         // Our own address under another identity: the holder was this pod's former process.
         Some(_) if is_own_address => false,
         Some(address) => {
-            timeout(Duration::from_secs(2), TcpStream::connect(address)).await.is_ok_and(|stream| stream.is_ok())
+            timeout(Duration::from_secs(2), answers_as(&address, &holder)).await.is_ok_and(|answers| answers)
         }
         None => false,
     };
@@ -95,22 +101,45 @@ async fn step(api: &Api<Lease>, candidate: &Candidate, last_heard: Instant) -> R
     Ok(Step::Follows { is_alive })
 }
 
+/// Whether the one at `address` is the holder: another process may have its address by now.
+async fn answers_as(address: &str, holder: &str) -> bool {
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /identity HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.take(LONGEST_IDENTITY).read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    ask.await.is_ok_and(|answer| answer.lines().last() == Some(holder))
+}
+
 fn number(lease: &Lease) -> u64 {
-    let transitions = lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or(1);
-    u64::try_from(transitions).unwrap_or(1)
+    let annotations = lease.metadata.annotations.as_ref();
+    annotations.and_then(|annotations| annotations.get(EPOCH)).and_then(|epoch| epoch.parse().ok()).unwrap_or(0)
+}
+
+/// The next epoch. It also follows the clock, so that a Lease that was lost, or restored from an old backup, does not lock the
+/// operator out of members that remember a higher one; between two takes it rises whatever the clock says.
+fn next_epoch(present: Option<&Lease>) -> u64 {
+    let seconds = u64::try_from(Timestamp::now().as_second()).unwrap_or(0);
+    present.map_or(0, number).saturating_add(1).max(seconds)
 }
 
 async fn take(api: &Api<Lease>, candidate: &Candidate, present: Option<Lease>) -> Result<Step, kube::Error> {
-    let epoch = present.as_ref().map_or(1, |lease| number(lease) + 1);
+    let epoch = next_epoch(present.as_ref());
     let mut lease = present.clone().unwrap_or_else(|| Lease {
         metadata: ObjectMeta { name: Some(LEASE.to_owned()), ..ObjectMeta::default() },
         ..Lease::default()
     });
     lease.metadata.managed_fields = None;
-    lease.metadata.annotations.get_or_insert_default().insert(ADDRESS.to_owned(), candidate.address.clone());
+    let annotations = lease.metadata.annotations.get_or_insert_default();
+    annotations.insert(ADDRESS.to_owned(), candidate.address.clone());
+    annotations.insert(EPOCH.to_owned(), epoch.to_string());
     lease.spec = Some(LeaseSpec {
         holder_identity: Some(candidate.identity.clone()),
-        lease_transitions: i32::try_from(epoch).ok(),
+        lease_transitions: present
+            .as_ref()
+            .map(|lease| lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or(0) + 1),
         ..lease.spec.unwrap_or_default()
     });
     let written = match present {

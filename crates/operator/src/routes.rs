@@ -20,7 +20,8 @@ pub async fn pass<A: Agents>(operator: &Operator<A>, key: &Key) -> Result<Option
     if snapshot.database.metadata.deletion_timestamp.is_some() {
         return Ok(None);
     }
-    let Ok(wanted) = validate::validate(&snapshot) else { return Ok(Some(AGAIN)) };
+    // Also with a refused spec: its leader may move all the same.
+    let Some(wanted) = validate::accepted(&snapshot) else { return Ok(Some(AGAIN)) };
     if snapshot.objects.services.is_empty() {
         return Ok(Some(AGAIN));
     }

@@ -62,16 +62,20 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         settings.agent_image.clone(),
         settings.cluster_domain.clone(),
     ));
-    let observed = server::Observed { metrics: Arc::clone(&metrics), caches: caches.clone() };
+    let candidate = Candidate {
+        identity: format!("{}-{:08x}", settings.pod_name, rand::random::<u32>()),
+        address: server_address(&settings),
+    };
+    let observed = server::Observed {
+        metrics: Arc::clone(&metrics),
+        caches: caches.clone(),
+        identity: candidate.identity.clone(),
+    };
     let listener = tokio::net::TcpListener::bind(settings.listen).await?;
     tokio::spawn(async move { axum::serve(listener, server::app(observed)).await });
     watch_everything(&client, settings.namespace.as_deref(), &caches, &queues);
 
     let (epoch_sender, epoch) = watch::channel(None);
-    let candidate = Candidate {
-        identity: format!("{}-{:08x}", settings.pod_name, rand::random::<u32>()),
-        address: server_address(&settings),
-    };
     let leases: Api<Lease> = Api::namespaced(client.clone(), &settings.operator_namespace);
     while !caches.are_ready() {
         tokio::time::sleep(Duration::from_millis(50)).await;

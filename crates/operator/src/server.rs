@@ -18,6 +18,8 @@ pub struct Observed {
     pub metrics: Arc<Metrics>,
     /// Caches.
     pub caches: Caches,
+    /// Name of this process as a candidate for leadership.
+    pub identity: String,
 }
 
 /// The routes.
@@ -25,6 +27,7 @@ pub fn app(observed: Observed) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(ready))
+        .route("/identity", get(|State(observed): State<Observed>| async move { observed.identity }))
         .route("/metrics", get(metrics))
         .with_state(observed)
 }

@@ -4,6 +4,7 @@
 use backlot_api::database::MemberRecord;
 use backlot_api::labels::{CLUSTER_UID, INSPECTS, MANAGED_BY, MANAGED_BY_VALUE, VERSION};
 use backlot_standard::layout::{self, env};
+use backlot_standard::verb::Verb;
 use serde_json::{Value, json};
 
 use super::{Kind, Object, member_labels, owner};
@@ -42,7 +43,7 @@ pub fn pod(
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
             "restartPolicy": "Always",
-            "terminationGracePeriodSeconds": wanted.manifest.stop.total_seconds() + STOP_MARGIN_SECONDS,
+            "terminationGracePeriodSeconds": grace_seconds(wanted),
             "securityContext": pod_security(wanted.manifest.security.uid.unwrap_or(DEFAULT_UID)),
             "imagePullSecrets": wanted.pull_secrets.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
             "nodeSelector": wanted.placement.node_selector,
@@ -60,6 +61,12 @@ pub fn pod(
         },
     });
     Object::new(Kind::Pod, name, body)
+}
+
+/// Time for `pre-stop`, the engine's own stop and the agent.
+fn grace_seconds(wanted: &Wanted) -> u32 {
+    let pre_stop = if wanted.has(Verb::PreStop) { wanted.manifest.rule(Verb::PreStop).timeout_seconds } else { 0 };
+    pre_stop + wanted.manifest.stop.total_seconds() + STOP_MARGIN_SECONDS
 }
 
 fn resources(component: &WantedComponent) -> Value {
