@@ -2,7 +2,7 @@
 //!
 //! Invariant: after every write each field set belongs to the managers that set its present value, and to nobody else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -199,8 +199,11 @@ impl Managers {
         let owned_by_somebody = |path: &[String]| {
             self.0.values().any(|owned| owned.fields.0.contains(path) || owned.fields.has_below(path))
         };
-        for path in previous.0.iter().filter(|path| !owned_by_somebody(path)) {
-            merge::remove(node, &mut merged, path);
+        // With the last owned field of a map the map itself goes, and with it what nobody owned there.
+        let with_parents: BTreeSet<&[String]> =
+            previous.0.iter().flat_map(|path| (1..=path.len()).map(|length| &path[..length])).collect();
+        for path in with_parents.into_iter().filter(|path| !owned_by_somebody(path)) {
+            merge::remove(node, &mut merged, path, &|path| self.own(path));
         }
         merged
     }

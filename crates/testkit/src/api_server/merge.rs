@@ -56,9 +56,14 @@ fn lists(node: &Node, old: &[Value], new: &[Value]) -> Vec<Value> {
     merged
 }
 
-/// Removes one field, and the maps and lists that become empty by it.
-pub(crate) fn remove(node: &Node, value: &mut Value, path: &[String]) {
-    let Some((element, below)) = path.split_first() else { return };
+/// Removes one field, and the maps and lists that become empty by it; those that `keeps` keeps become null instead, as in a
+/// real server, whose validation then refuses them unless their type allows it.
+pub(crate) fn remove(node: &Node, value: &mut Value, path: &[String], keeps: &dyn Fn(&[String]) -> bool) {
+    remove_at(node, value, path, 0, keeps);
+}
+
+fn remove_at(node: &Node, value: &mut Value, path: &[String], depth: usize, keeps: &dyn Fn(&[String]) -> bool) {
+    let Some((element, below)) = path[depth..].split_first() else { return };
     match value {
         Value::Object(map) => {
             let Some(name) = element.strip_prefix("f:") else { return };
@@ -67,9 +72,13 @@ pub(crate) fn remove(node: &Node, value: &mut Value, path: &[String]) {
                 map.remove(name);
                 return;
             }
-            remove(node.field(name), inner, below);
+            remove_at(node.field(name), inner, path, depth + 1, keeps);
             if is_empty(inner) {
-                map.remove(name);
+                if keeps(&path[..=depth]) {
+                    *inner = Value::Null;
+                } else {
+                    map.remove(name);
+                }
             }
         }
         Value::Array(items) => {
@@ -77,7 +86,7 @@ pub(crate) fn remove(node: &Node, value: &mut Value, path: &[String]) {
             if below.is_empty() {
                 items.remove(index);
             } else {
-                remove(node.item(), &mut items[index], below);
+                remove_at(node.item(), &mut items[index], path, depth + 1, keeps);
             }
         }
         _ => {}

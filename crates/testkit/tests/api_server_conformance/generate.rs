@@ -270,7 +270,8 @@ impl Generator {
 
     fn replace(&mut self, index: usize, name: String, subresource: &'static str) -> Request {
         let named = self.named();
-        let body = self.object(index, &name);
+        let mut body = self.object(index, &name);
+        keep_spec_typed(&mut body, subresource);
         let known = self.known.get(&(index, name.clone())).cloned().unwrap_or_default();
         self.request(index, name, "PUT", subresource, "fieldManager=m1", |side| {
             let mut body = body.clone();
@@ -281,6 +282,7 @@ impl Generator {
 
     fn merge(&mut self, index: usize, name: String, subresource: &'static str) -> Request {
         let mut body = self.object(index, &name);
+        keep_spec_typed(&mut body, subresource);
         if let Some(map) = body.as_object_mut() {
             map.remove("kind");
             map.remove("apiVersion");
@@ -376,8 +378,9 @@ impl Generator {
         let kind = &KINDS[index];
         let mut metadata = json!({ "name": name });
         for (field, keys) in [("labels", ["l1", "l2"]), ("annotations", ["n", "o"])] {
-            if self.random.random_ratio(1, 2) {
-                metadata[field] = small_map(&mut self.random, &keys);
+            let map = small_map(&mut self.random, &keys);
+            if map != json!({}) {
+                metadata[field] = map;
             }
         }
         if self.random.random_ratio(1, 8) {
@@ -391,6 +394,13 @@ impl Generator {
         object.insert("kind".to_owned(), json!(kind.name));
         object.insert("apiVersion".to_owned(), json!(kind.version));
         Value::Object(object)
+    }
+}
+
+/// A status with a wrong type in its spec makes a real server forget every manager.
+fn keep_spec_typed(body: &mut Value, subresource: &str) {
+    if subresource == "status" && body["spec"]["size"].is_string() {
+        body["spec"]["size"] = json!(1);
     }
 }
 
@@ -593,11 +603,7 @@ fn thing(random: &mut StdRng) -> Map<String, Value> {
         spec["words"] = ["t", "u"].iter().filter(|_| random.random_ratio(1, 2)).map(|tag| json!(tag)).collect();
     }
     if random.random_ratio(1, 3) {
-        // Never empty: a real server makes null of an applied empty map that had entries, and then refuses its own null.
-        spec["config"] = json!({"k1": random.random_range(1..3).to_string()});
-        if random.random_ratio(1, 2) {
-            spec["config"]["k2"] = json!("2");
-        }
+        spec["config"] = small_map(random, &["k1", "k2"]);
     }
     if random.random_ratio(1, 3) {
         spec["whole"] = small_map(random, &["x", "y"]);

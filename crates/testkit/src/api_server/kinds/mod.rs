@@ -21,7 +21,8 @@ pub(crate) use quantity::parse as parse_quantity;
 /// Brings an object into the form of its type and fills its defaults.
 pub(crate) fn prepare(resource: &ResourceType, object: &mut Value) -> Result<(), Refusal> {
     if let Some(metadata) = object["metadata"].as_object_mut() {
-        let is_empty = |value: &Value| value.as_object().is_some_and(Map::is_empty) || *value == json!([]);
+        let is_empty =
+            |value: &Value| value.as_object().is_some_and(Map::is_empty) || *value == json!([]) || value.is_null();
         metadata.retain(|_, value| !is_empty(value));
     }
     if let Some(custom) = &resource.custom {
