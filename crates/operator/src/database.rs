@@ -1,7 +1,7 @@
 //! One pass over one Database: read → validate → plan → status → apply. Short on purpose; what is decided is in `backlot-core`.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use backlot_core::{names, status, validate};
 use backlot_standard::operation::{Act, OperationRequest, OperationState};
 use backlot_standard::request::Reason;
 use backlot_standard::verb::Verb;
-use backlot_standard::view::ClusterView;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, PostParams};
@@ -25,8 +24,9 @@ use crate::agents::Agents;
 use crate::apply::{ApplyError, Writer};
 use crate::cache::Key;
 use crate::events::{News, Teller};
-use crate::pki::{self, PkiError};
+use crate::pki::PkiError;
 use crate::read::Caches;
+use crate::views::{self, Told};
 
 /// Rounds of questions in one pass.
 const ROUNDS: usize = 3;
@@ -71,8 +71,7 @@ pub struct Operator<A> {
 /// What is kept between passes, and may be lost at any time: numbers of views, and when a failing operation is asked again.
 #[derive(Default)]
 struct Memory {
-    view: Option<ClusterView>,
-    number: u64,
+    told: Told,
     trouble: Option<Activity>,
     failures: HashMap<String, (u32, Instant)>,
 }
@@ -96,6 +95,12 @@ impl<A: Agents> Operator<A> {
     /// The operator's facts in one epoch of its leadership.
     pub fn facts(&self, epoch: u64) -> OperatorFacts {
         OperatorFacts { epoch, agent_image: self.agent_image.clone(), cluster_domain: self.cluster_domain.clone() }
+    }
+
+    /// Number of the plan's view, 0 without one.
+    fn number(&self, key: &Key, snapshot: &Snapshot, plan: &Plan) -> u64 {
+        let Some(view) = &plan.view else { return 0 };
+        self.memory(key, |memory| memory.told.number(view, snapshot, &self.views))
     }
 
     fn memory<T>(&self, key: &Key, work: impl FnOnce(&mut Memory) -> T) -> T {
@@ -137,7 +142,11 @@ pub async fn pass<A: Agents>(operator: &Operator<A>, key: &Key, epoch: u64) -> R
         ask(operator, key, &mut snapshot, &plan.questions).await;
         plan = plan::plan(&snapshot, &wanted);
     }
-    plan.activities.extend(operator.memory(key, |memory| memory.trouble.clone()));
+    operator.number(key, &snapshot, &plan);
+    operator.memory(key, |memory| {
+        plan.activities.extend(memory.told.pending_settings(&snapshot));
+        plan.activities.extend(memory.trouble.clone());
+    });
     let status = status::status(&snapshot, &wanted, &plan, now);
     let is_settled = plan.activities.is_empty() && plan.writes.is_empty() && plan.operations.is_empty();
     carry_out(operator, key, &snapshot, &plan, status).await?;
@@ -171,40 +180,25 @@ async fn carry_out<A: Agents>(
     }
     let trouble = first_error.as_ref().and_then(ApplyError::trouble);
     operator.memory(key, |memory| memory.trouble = trouble);
-    let generation = push_view(operator, key, snapshot, plan).await?;
+    let number = operator.number(key, snapshot, plan);
+    push_view(operator, key, snapshot, plan, number).await?;
     for operation in &plan.operations {
-        operate(operator, key, snapshot, operation, generation).await;
+        operate(operator, key, snapshot, operation, number).await;
     }
     first_error.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Gives the view to every member that does not hold it; answers its number.
+/// Gives the view to every member that does not hold it.
 async fn push_view<A: Agents>(
     operator: &Operator<A>,
     key: &Key,
     snapshot: &Snapshot,
     plan: &Plan,
-) -> Result<u64, PassError> {
-    let Some(view) = &plan.view else { return Ok(0) };
-    let generation = operator.memory(key, |memory| {
-        if memory.view.as_ref() != Some(view) {
-            memory.view = Some(view.clone());
-            memory.number = operator.views.fetch_add(1, Ordering::Relaxed) + 1;
-        }
-        // Unique across restarts and leaders: the epoch rises with each of them.
-        (snapshot.operator.epoch << 32) | memory.number
-    });
-    let lacking: Vec<_> = snapshot
-        .agents
-        .iter()
-        .filter(|(_, status)| status.known().is_some_and(|status| status.view_generation != Some(generation)))
-        .map(|(member, _)| member)
-        .collect();
-    let data = snapshot.objects.secret.as_ref().and_then(|secret| secret.data.as_ref());
-    let ca_key = data.and_then(|data| data.get(pki::CA_KEY)).and_then(|key| std::str::from_utf8(&key.0).ok());
-    let Some(ca_key) = ca_key.filter(|_| !lacking.is_empty()) else { return Ok(generation) };
-    let view = ClusterView { generation, ..view.clone() };
-    let signed = pki::sign(serde_json::to_string(&view).unwrap_or_default(), ca_key)?;
+    number: u64,
+) -> Result<(), PassError> {
+    let lacking = views::lacking(snapshot, number);
+    let Some(view) = plan.view.as_ref().filter(|_| !lacking.is_empty()) else { return Ok(()) };
+    let Some(signed) = views::signed(snapshot, view, number)? else { return Ok(()) };
     let signed = &signed;
     let puts = lacking.iter().map(|member| async move {
         if let Err(error) = operator.agents.put_view(key, member, signed).await {
@@ -212,7 +206,7 @@ async fn push_view<A: Agents>(
         }
     });
     futures::future::join_all(puts).await;
-    Ok(generation)
+    Ok(())
 }
 
 async fn operate<A: Agents>(

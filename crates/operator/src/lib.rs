@@ -20,5 +20,6 @@ pub mod server;
 pub mod settings;
 
 mod run;
+mod views;
 
 pub use run::run;
