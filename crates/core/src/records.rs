@@ -10,7 +10,6 @@ use backlot_api::database::{Founder, GroupStatus, MemberRecord};
 use backlot_api::labels;
 use backlot_standard::manifest::{Manifest, MembershipChange, RollOrder};
 use backlot_standard::request::MemberState;
-use backlot_standard::result::DataState;
 use backlot_standard::status::{EnginePhase, MemberStatus};
 use backlot_standard::verb::{RunsOn, Verb};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
@@ -23,7 +22,8 @@ use crate::plan::Activity;
 use crate::snapshot::{Snapshot, annotation, belongs_to, label};
 use crate::validate::{Refusal, Wanted, WantedComponent};
 
-/// The founding record on the cluster's Secret (annotation `backlot.dev/founded`). It is there before anybody founds.
+/// The founding record on the cluster's Secret (annotation `backlot.dev/founded`). It is there before anybody founds, and
+/// brought up to date whenever all members have joined; so it may lag behind status, and whoever reads it must not mind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Founding {
@@ -54,6 +54,9 @@ pub struct FoundedGroup {
     /// Its epoch.
     #[serde(default)]
     pub epoch: u64,
+    /// Its members when all had joined.
+    #[serde(default)]
+    pub members: Vec<MemberRecord>,
 }
 
 /// Which cluster a Database is.
@@ -202,12 +205,16 @@ pub(crate) fn stored_group(
         .filter(|claim| label(*claim, labels::COMPONENT) == Some(name) && label(*claim, labels::VOLUME) == first_volume)
         .filter(|claim| label(*claim, labels::SHARD) == Some(shard.to_string().as_str()))
         .filter_map(|claim| label(claim, labels::ORDINAL)?.parse().ok())
-        .map(|ordinal| MemberRecord {
-            name: names::member(&wanted.name, &wanted.manifest, name, shard, ordinal),
-            ordinal,
-            state: if is_founded { MemberState::Joined } else { MemberState::New },
-            incarnation: None,
-            engine_id: None,
+        .map(|ordinal| {
+            // Others with a volume may have joined or not: they join once more, which changes nothing for a member.
+            let known = recorded.and_then(|group| group.members.iter().find(|member| member.ordinal == ordinal));
+            known.cloned().unwrap_or_else(|| MemberRecord {
+                name: names::member(&wanted.name, &wanted.manifest, name, shard, ordinal),
+                ordinal,
+                state: MemberState::New,
+                incarnation: None,
+                engine_id: None,
+            })
         })
         .collect();
     members.sort_by_key(|member| member.ordinal);
@@ -297,7 +304,7 @@ fn shrink(snapshot: &Snapshot, wanted: &Wanted, group: &mut GroupStatus, surplus
         group.leader.as_deref() == Some(&member.name) || crate::plan::reports_leader(snapshot, &member.name)
     };
     let mut victims: Vec<_> = group.members.iter().filter(|member| stays(member)).collect();
-    victims.sort_by_key(|member| Reverse((member.state != MemberState::Joined, !is_leader(member), member.ordinal)));
+    victims.sort_by_key(|member| Reverse((!is_leader(member), member.state != MemberState::Joined, member.ordinal)));
     victims.truncate(surplus.min(at_a_time.saturating_sub(going)));
     let is_victim = |name: &str| victims.iter().any(|victim| victim.name == name);
     let is_joined = |member: &MemberRecord| member.state == MemberState::Joined;
@@ -321,7 +328,7 @@ fn shrink(snapshot: &Snapshot, wanted: &Wanted, group: &mut GroupStatus, surplus
     None
 }
 
-/// Whether a member may ever have been part of the engine's membership. One that was not admitted cannot; of one that was
+/// Whether a member may ever have been part of the engine's membership. One that was never admitted cannot; of one that was
 /// admitted the engine tells, or else that its container never started.
 fn has_run(snapshot: &Snapshot, wanted: &Wanted, member: &MemberRecord) -> bool {
     let is_up = || {
@@ -329,7 +336,7 @@ fn has_run(snapshot: &Snapshot, wanted: &Wanted, member: &MemberRecord) -> bool 
         report(snapshot, member).is_some() || pod.is_some_and(|status| status.pod_ip.is_some())
     };
     match member.state {
-        MemberState::New => false,
+        MemberState::New => has_older_volume(snapshot, wanted, &member.name),
         MemberState::Joining => wanted.has(Verb::Membership) || is_up(),
         MemberState::Joined | MemberState::Leaving | MemberState::Left | MemberState::Dead => true,
     }
@@ -362,15 +369,6 @@ pub(crate) fn report<'a>(snapshot: &'a Snapshot, member: &MemberRecord) -> Optio
         (None, _) | (_, None) => true,
     };
     is_own.then_some(status)
-}
-
-/// Members that were taken back are recorded with the volume that they report, so that another one in its place is noticed.
-pub(crate) fn learn(snapshot: &Snapshot, group: &mut GroupStatus) {
-    let unknown = |member: &&mut MemberRecord| member.state == MemberState::Joined && member.incarnation.is_none();
-    for member in group.members.iter_mut().filter(unknown) {
-        let status = report(snapshot, member).filter(|status| status.data == Some(DataState::Existing));
-        member.incarnation = status.and_then(|status| status.incarnation.clone());
-    }
 }
 
 /// The order in which members are disrupted one after the other.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use backlot_api::database::{DeletionPolicy, MemberRecord};
+use backlot_api::database::{DeletionPolicy, GroupStatus, MemberRecord};
 use backlot_api::labels;
 use backlot_standard::config::Apply;
 use backlot_standard::request::MemberState;
@@ -133,6 +133,8 @@ fn claims(group: &Group<'_>, member: &MemberRecord, plan: &mut Plan) -> bool {
                 &volume,
                 &name,
             )));
+            // Seen first, then mounted: a claim of this name may exist that is not ours.
+            may_run = false;
             continue;
         };
         if !belongs_to(claim, &group.wanted.cluster_uid) {
@@ -239,18 +241,26 @@ pub(super) fn pod_trouble(pod: &k8s_openapi::api::core::v1::Pod) -> Option<Strin
 /// Keeps the founding on the Secret, so that it outlives the Database together with retained volumes. Founding waits for it.
 pub(super) fn founding_record(snapshot: &Snapshot, wanted: &Wanted, groups: &[Group<'_>], plan: &mut Plan) {
     let (Some(secret), Ok(before)) = (&snapshot.objects.secret, crate::records::founding(snapshot)) else { return };
-    let stored = groups.iter().map(|group| &group.stored);
-    let founded: Vec<_> = stored
-        .filter(|group| group.founded || group.founder.is_some())
-        .map(|group| FoundedGroup {
+    let recorded = |group: &GroupStatus| {
+        let mut known = before.iter().flat_map(|record| &record.groups);
+        known.find(|known| known.component == group.component && known.shard == group.shard).cloned()
+    };
+    let of = |group: &GroupStatus| {
+        let is_settled = group.members.iter().all(|member| member.state == MemberState::Joined);
+        // One write when a change is through, not one for each member of it.
+        let known = recorded(group).filter(|known| known.founder == group.founder && !(group.founded && is_settled));
+        known.unwrap_or_else(|| FoundedGroup {
             component: group.component.clone(),
             shard: group.shard,
             founder: group.founder.clone(),
             founded: group.founded,
             leader: group.leader.clone(),
             epoch: group.epoch,
+            members: if is_settled { group.members.clone() } else { vec![] },
         })
-        .collect();
+    };
+    let begun = groups.iter().map(|group| &group.stored).filter(|group| group.founded || group.founder.is_some());
+    let founded: Vec<_> = begun.map(of).collect();
     if founded.is_empty() {
         return;
     }

@@ -157,20 +157,11 @@ const STAGES: &[fn(&mut Group<'_>, &mut Plan) -> bool] =
 /// Plans one pass for a valid spec.
 pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
     let mut plan = Plan::default();
-    let finalizers = snapshot.database.finalizers();
-    if wanted.deletion_policy == DeletionPolicy::Delete && !finalizers.iter().any(|known| known == labels::FINALIZER) {
-        let all: Vec<_> = finalizers.iter().map(String::as_str).chain([labels::FINALIZER]).collect();
-        plan.writes.push(Write::Patch {
-            target: Target::of(build::Kind::Database, &snapshot.database),
-            patch: json!({"metadata": {"finalizers": all}}),
-        });
-    }
     let mut groups = vec![];
     for component in &wanted.components {
         let stored = records::stored_group(snapshot, wanted, component, 0);
         let mut next = stored.clone();
         if !wanted.paused {
-            records::learn(snapshot, &mut next);
             plan.activities.extend(records::resize(snapshot, wanted, component, &mut next));
         }
         groups.push(Group { snapshot, wanted, component, stored, next });
@@ -194,8 +185,20 @@ pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
         keep::founding_record(snapshot, wanted, &groups, &mut plan);
     }
     let stored: Vec<_> = groups.iter().map(Group::stored_for_view).collect();
-    plan.view = Some(view::view(snapshot, wanted, &stored));
+    // A paused Database's members keep the view that they hold, settings included.
+    plan.view = (!wanted.paused).then(|| view::view(snapshot, wanted, &stored));
     plan.groups = groups.into_iter().map(|group| group.next).collect();
+    let finalizers = snapshot.database.finalizers();
+    let is_due = wanted.deletion_policy == DeletionPolicy::Delete && !wanted.paused;
+    if is_due && !finalizers.iter().any(|known| known == labels::FINALIZER) {
+        // Before anything else, so that a deletion that comes next leaves nothing behind.
+        let all: Vec<_> = finalizers.iter().map(String::as_str).chain([labels::FINALIZER]).collect();
+        plan.writes = vec![Write::Patch {
+            target: Target::of(build::Kind::Database, &snapshot.database),
+            patch: json!({"metadata": {"finalizers": all}}),
+        }];
+        plan.operations.clear();
+    }
     plan
 }
 

@@ -6,22 +6,19 @@ use crate::world::{Fault, Shape, World};
 
 /// Drives to the end, dying once after `at` acts in all; answers whether there were that many.
 fn drive(world: &mut World, at: usize) -> bool {
-    let mut acts = 0;
-    for _ in 0..200 {
-        let before = world.acts();
-        let left = at - acts;
-        world.pass(Fault { crash_after: Some(left), ..Fault::default() });
-        acts += world.acts() - before;
-        if acts >= at {
+    let first = world.acts();
+    let mut quiet = 0;
+    while quiet < 3 {
+        let left = at - (world.acts() - first);
+        let outcome = world.pass(Fault { crash_after: Some(left), ..Fault::default() });
+        if world.acts() - first >= at {
             world.restart_operator();
             return true;
         }
         world.tick();
-        if world.is_settled() {
-            return false;
-        }
+        quiet = if outcome.acted { 0 } else { quiet + 1 };
     }
-    panic!("not settled");
+    false
 }
 
 fn everywhere(shape: Shape, first: &Value, change: &Value, check: impl Fn(&World, usize)) {

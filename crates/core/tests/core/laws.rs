@@ -1,6 +1,8 @@
 //! Laws over random specifications, edits, crashes and losses. What must hold at every act is asserted by the world; here is
 //! what must hold at the end: everything converges, and a settled database is left alone.
 
+use backlot_core::plan::Write;
+use backlot_standard::request::MemberState;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -106,4 +108,78 @@ proptest! {
         world.step();
         prop_assert_eq!((world.written.len(), world.delivered.len(), world.database.clone()), before);
     }
+
+    #[test]
+    fn volumes_that_were_retained_are_taken_back_whatever_happened_before(
+        shape in shape(),
+        before in proptest::collection::vec(event(), 0..10),
+        after in proptest::collection::vec(event(), 0..6),
+    ) {
+        let mut world = World::new(shape, json!({"members": 3}));
+        for event in &before {
+            happen(&mut world, shape, event);
+        }
+        world.edit(json!({"deletionPolicy": "Retain"}));
+        let had_data = holds_data(&world);
+        world.recreate(json!({"members": 3}));
+        world.silent.clear();
+        for event in &after {
+            happen(&mut world, shape, event);
+        }
+        world.edit(json!({"deletionPolicy": "Retain", "config": {"page-size": null}}));
+        let plan = world.settle();
+        prop_assert!(plan.activities.is_empty(), "{:?}", plan.activities);
+        prop_assert_eq!(world.engine.foundings.len(), 1);
+        prop_assert!(holds_data(&world) || !had_data, "data is gone");
+    }
+
+    #[test]
+    fn what_is_not_known_permits_nothing_destructive(
+        shape in shape(),
+        events in proptest::collection::vec(event(), 0..12),
+    ) {
+        let mut world = World::new(shape, json!({"members": 3}));
+        for event in &events {
+            happen(&mut world, shape, event);
+        }
+        let silent = world.objects.pods.iter().filter_map(|pod| Some((pod.metadata.name.clone()?, 9)));
+        world.silent = silent.collect();
+        world.edit(json!({"members": 1, "config": {"max-connections": 77}}));
+        let left: Vec<_> = world.members().into_iter().filter(|member| member.state == MemberState::Left).collect();
+        let plan = world.plan();
+        for write in &plan.writes {
+            if let Write::Delete { target, .. } = write {
+                let is_left = left.iter().any(|member| target.name.starts_with(&member.name));
+                prop_assert!(is_left, "{write:?}");
+            }
+        }
+        prop_assert!(plan.operations.is_empty(), "nobody answers that could carry out {:?}", plan.operations);
+    }
+
+    #[test]
+    fn a_deletion_with_volumes_ends_whatever_happened_before(
+        shape in shape(),
+        events in proptest::collection::vec(event(), 0..10),
+        crashes in proptest::collection::vec(0..6usize, 0..6),
+    ) {
+        let mut world = World::new(shape, json!({"members": 3, "deletionPolicy": "Delete"}));
+        for event in &events {
+            happen(&mut world, shape, event);
+        }
+        world.edit(json!({"deletionPolicy": "Delete"}));
+        world.until("the finalizer", World::has_finalizer);
+        world.delete_database();
+        for acts in crashes {
+            world.pass(Fault { crash_after: Some(acts), ..Fault::default() });
+            world.tick();
+        }
+        (0..10).for_each(|_| drop(world.step()));
+        prop_assert!(world.collect_garbage(), "the Database does not go");
+        prop_assert!(world.objects.claims.is_empty() && world.objects.volumes.is_empty());
+        prop_assert!(world.objects.secret.is_none());
+    }
+}
+
+fn holds_data(world: &World) -> bool {
+    world.volumes.values().any(|volume| volume.has_data)
 }

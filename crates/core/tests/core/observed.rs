@@ -284,6 +284,8 @@ impl Seen {
             let founder =
                 self.founder.map(|ordinal| json!({"member": name(ordinal), "incarnation": incarnation(ordinal)}));
             let mut group = json!({"component": "data", "shard": 0, "founded": self.founded, "epoch": 0});
+            let joined = self.members.iter().filter(|member| member.state == Some(MemberState::Joined));
+            group["members"] = json!(joined.filter_map(Member::record).collect::<Vec<_>>());
             if let Some(founder) = founder {
                 group["founder"] = founder;
             }

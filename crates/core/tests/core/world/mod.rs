@@ -10,7 +10,7 @@ mod shapes;
 use std::collections::{BTreeMap, BTreeSet};
 
 use backlot_api::Database;
-use backlot_api::database::{DatabaseSpec, DatabaseStatus};
+use backlot_api::database::{DatabaseSpec, DatabaseStatus, MemberRecord};
 use backlot_core::plan::{self, Plan};
 use backlot_core::snapshot::{Answers, ImageFacts, Objects, Observed, OperatorFacts, Question, Snapshot, UsableImage};
 use backlot_core::{routes, status, validate};
@@ -201,6 +201,9 @@ impl World {
                 Ok(wanted) => {
                     let mut plan = plan::plan(&snapshot, &wanted);
                     for _ in 0..3 {
+                        if plan.questions.is_empty() {
+                            break;
+                        }
                         self.ask(&mut snapshot, &plan.questions);
                         plan = plan::plan(&snapshot, &wanted);
                     }
@@ -350,12 +353,6 @@ impl World {
         self.acts
     }
 
-    /// Whether nothing is going on and nothing is to be done.
-    pub fn is_settled(&self) -> bool {
-        let mut world = self.clone();
-        (0..3).all(|_| !world.step().acted)
-    }
-
     /// Steps for a while, whatever stands in the way.
     pub fn settle_with_obstacles(&mut self) {
         (0..20).for_each(|_| drop(self.step()));
@@ -408,10 +405,21 @@ impl World {
         format!("{} {}: {}", condition.status, condition.reason, condition.message)
     }
 
+    /// Whether the Database waits for its volumes to be deleted.
+    pub fn has_finalizer(&self) -> bool {
+        self.database.finalizers().iter().any(|known| known == backlot_api::labels::FINALIZER)
+    }
+
+    /// Records of every member.
+    pub fn members(&self) -> Vec<MemberRecord> {
+        let groups = self.database.status.iter().flat_map(|status| &status.groups);
+        groups.flat_map(|group| group.members.clone()).collect()
+    }
+
     /// States of the only group's members, e.g. `0:joined 1:new`.
     pub fn records(&self) -> String {
-        let groups = self.database.status.iter().flat_map(|status| &status.groups);
-        let states = groups.flat_map(|group| &group.members).map(|member| {
+        let members = self.members();
+        let states = members.iter().map(|member| {
             let state = serde_json::to_value(member.state).unwrap();
             format!("{}:{}", member.ordinal, state.as_str().unwrap())
         });
