@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::fs;
+use std::io::Write as _;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -122,8 +123,19 @@ impl Bench {
     }
 
     fn ask(&self, member: usize, command: &str) -> String {
-        let output = Command::new(PROGRAM).args(["ask", &self.address(member), SECRET, command]).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        self.ask_with(SECRET, member, command)
+    }
+
+    fn ask_with(&self, password: &str, member: usize, command: &str) -> String {
+        let mut asking = Command::new(PROGRAM);
+        asking
+            .args(["ask", &self.address(member), command])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut asking = asking.spawn().unwrap();
+        writeln!(asking.stdin.take().unwrap(), "{password}").unwrap();
+        String::from_utf8_lossy(&asking.wait_with_output().unwrap().stdout).trim().to_owned()
     }
 
     fn eventually(&self, what: &str, holds: impl Fn(&Self) -> bool) {
@@ -259,8 +271,7 @@ fn an_engine_with_agents_that_elect_takes_writes_only_after_promote() {
 fn nothing_is_answered_without_the_password() {
     let mut bench = Bench::new(17_106, false);
     bench.start(0);
-    let output = Command::new(PROGRAM).args(["ask", &bench.address(0), "wrong", "GET k"]).output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stdout).starts_with("ERR"));
+    assert!(bench.ask_with("wrong", 0, "GET k").starts_with("ERR"));
     let config = fs::read_to_string(bench.root(0).join("run/db/fake.json")).unwrap();
     assert!(!config.contains(SECRET));
 }

@@ -380,7 +380,8 @@ impl State {
         let mut pending = restart;
         pending.sort();
         pending.dedup();
-        agent.config = ConfigStatus { applied_generation: generation, pending_restart: pending, error: None };
+        agent.config =
+            ConfigStatus { applied_generation: generation, pending_restart: pending, ..ConfigStatus::default() };
         let member = agent.member.clone();
         self.record(&member, "reconfigure", None, "");
     }

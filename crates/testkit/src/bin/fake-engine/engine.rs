@@ -74,7 +74,12 @@ fn open(config: &Path) -> io::Result<(Arc<Engine>, TcpListener)> {
         data: config.data.clone(),
         cluster,
     };
-    let listener = TcpListener::bind((config.listen.as_str(), config.port))?;
+    // `::` takes both families; a machine without IPv6 has only the other.
+    let listener =
+        TcpListener::bind((config.listen.as_str(), config.port)).or_else(|error| match config.listen.as_str() {
+            "::" => TcpListener::bind(("0.0.0.0", config.port)),
+            _ => Err(error),
+        })?;
     eprintln!("{} listens on {}:{}", config.member, config.listen, config.port);
     let engine = Engine { config, secret, shared: Mutex::new(state), writing: Mutex::new(()) };
     Ok((Arc::new(engine), listener))

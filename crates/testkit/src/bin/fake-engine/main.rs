@@ -11,7 +11,9 @@ mod misbehave;
 mod peers;
 mod records;
 mod verbs;
+mod workload;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -25,17 +27,21 @@ fn main() -> ExitCode {
         return verbs::run(verb, &root(Path::new(&called)));
     }
     let arguments: Vec<String> = arguments.collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if name == "workload" {
+        return workload::run(&arguments);
+    }
+    match arguments.as_slice() {
         ["linger"] => {
             misbehave::linger();
             ExitCode::SUCCESS
         }
         ["serve", config] => engine::serve(Path::new(config)),
-        ["ask", address, secret, command @ ..] => ask(address, secret, &command.join(" ")),
+        ["ask", address, command @ ..] => ask(address, &command.join(" ")),
         _ => {
             eprintln!(
-                "usage: {name} serve CONFIG | {name} ask ADDRESS:PORT PASSWORD COMMAND…\n\
-                 or call it by the name of a verb, as the agent does"
+                "usage: {name} serve CONFIG | {name} ask ADDRESS:PORT COMMAND… (the password on standard input),\n\
+                 or call it `workload` or by the name of a verb, as the agent does"
             );
             ExitCode::from(2)
         }
@@ -48,8 +54,8 @@ fn root(verb: &Path) -> PathBuf {
 }
 
 /// Sends one command and prints the answer: a client for tests and people.
-fn ask(address: &str, secret: &str, command: &str) -> ExitCode {
-    match client::ask(address, secret, command) {
+fn ask(address: &str, command: &str) -> ExitCode {
+    match password().and_then(|secret| client::ask(address, &secret, command)) {
         Ok(answer) => {
             println!("{answer}");
             if answer.starts_with("ERR") { ExitCode::FAILURE } else { ExitCode::SUCCESS }
@@ -59,4 +65,11 @@ fn ask(address: &str, secret: &str, command: &str) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Never an argument: those are visible to everybody on the machine.
+fn password() -> io::Result<String> {
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    Ok(line.trim().to_owned())
 }

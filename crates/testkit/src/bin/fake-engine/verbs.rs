@@ -159,7 +159,7 @@ impl Call {
         let content = Config {
             data: self.data.clone(),
             secret: secret.clone(),
-            listen: if loopback { self.local_host() } else { "0.0.0.0".to_owned() },
+            listen: if loopback { self.local_host() } else { "::".to_owned() },
             port: self.port(),
             member: self.request.self_id.clone(),
             address: own.map(Self::host).unwrap_or_default(),
