@@ -2,5 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod budget;
+mod classes;
 mod crash_after_every_write;
+mod faults;
+mod leadership;
 mod world;

@@ -148,7 +148,9 @@ fn check_records(old: &Database, new: &Database) {
 
 /// Checks what the members did and how they are.
 pub fn check_members(now: &Listing, members: &FakeMembers, most_down: usize) {
-    assert_eq!(members.violations(), Vec::<String>::new());
+    // Of volumes, `check_claim_deletion` judges whether they may go.
+    let harmful = |text: &String| !text.starts_with("the volume of ");
+    assert_eq!(members.violations().into_iter().filter(harmful).collect::<Vec<_>>(), Vec::<String>::new());
     for database in &now.databases {
         let uid = uid_of(database);
         let recorded: BTreeSet<String> =

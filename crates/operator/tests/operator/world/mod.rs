@@ -164,10 +164,15 @@ impl World {
 
     /// A new operator process with an empty memory takes over, in the next epoch.
     pub fn restart_operator(&mut self) {
+        drop(self.new_operator());
+    }
+
+    /// The same; the former process lives on and is answered.
+    pub fn new_operator(&mut self) -> Operator<MemoryAgents> {
         self.epoch += 1;
         self.connection = self.server.connect();
         self.agents = MemoryAgents::new(&self.members);
-        self.operator = operator(&self.connection, &self.agents);
+        std::mem::replace(&mut self.operator, operator(&self.connection, &self.agents))
     }
 
     fn listing(&mut self) -> Arc<Listing> {
