@@ -1,5 +1,6 @@
 //! Developer commands of Backlot: the local cluster, images, generated files, benchmarks, the demo.
 
+mod bench;
 mod cluster;
 mod demo;
 mod e2e;
@@ -27,6 +28,8 @@ enum Command {
     Image(image::Command),
     /// Install the operator and the database classes on a local cluster.
     Install(install::Arguments),
+    /// Print numbers, measured on a local cluster.
+    Bench(bench::Arguments),
     /// Test the promises on a real Kubernetes with real engines.
     E2e(e2e::Arguments),
     /// One operator, several databases: create, use, change, break, verify.
@@ -48,6 +51,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Cluster(arguments) => cluster::run(arguments),
         Command::Image(command) => image::run(command),
         Command::Install(arguments) => install::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::E2e(arguments) => e2e::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
     }

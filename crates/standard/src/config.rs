@@ -160,6 +160,23 @@ impl Setting {
             _ => Ok(()),
         }
     }
+
+    /// Whether a change of this setting from `before` to `after` lowers it; a value that was not given is the default.
+    /// `None` when the two do not compare.
+    pub fn lowers(&self, before: Option<&str>, after: Option<&str>) -> Option<bool> {
+        let default =
+            self.default.as_ref().map(|value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned));
+        let number = |text: Option<&str>| {
+            let text = text.map(ToOwned::to_owned).or_else(|| default.clone())?;
+            match self.kind {
+                SettingType::Bytes => parse_bytes(&text),
+                SettingType::Duration => parse_milliseconds(&text),
+                SettingType::Integer | SettingType::Number => text.parse().ok(),
+                SettingType::String | SettingType::Boolean => None,
+            }
+        };
+        Some(number(after)? < number(before)?)
+    }
 }
 
 /// Checks `values` against `settings`; returns every refused key with its reason.
@@ -278,5 +295,17 @@ mod tests {
         assert_eq!(refused[0].1.to_string(), "unknown setting. Did you mean max_connections?");
         let refused = check_all(&settings, &BTreeMap::from([("colour".to_owned(), "1".to_owned())]));
         assert_eq!(refused[0].1.to_string(), "unknown setting");
+    }
+
+    #[test]
+    fn a_change_is_compared_in_the_settings_own_unit_and_with_its_default() {
+        let bytes = setting(SettingType::Bytes, None, None);
+        assert_eq!(bytes.lowers(Some("1GB"), Some("900MB")), Some(true));
+        assert_eq!(bytes.lowers(Some("1GB"), Some("1024MB")), Some(false));
+        assert_eq!(bytes.lowers(None, Some("1MB")), None);
+        let number = Setting { default: Some(Value::from(100)), ..setting(SettingType::Integer, None, None) };
+        assert_eq!(number.lowers(None, Some("77")), Some(true));
+        assert_eq!(number.lowers(Some("77"), None), Some(false));
+        assert_eq!(setting(SettingType::String, None, None).lowers(Some("b"), Some("a")), None);
     }
 }

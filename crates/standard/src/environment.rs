@@ -77,9 +77,12 @@ pub fn members(request: &Request) -> String {
     })
 }
 
-/// Content of the file `$DB_CONFIG`: `key=value`, one setting a line.
+/// Content of the file `$DB_CONFIG`: `key=value`, one setting a line. A setting that cannot be written so (SPEC §8 forbids it) is
+/// left out, rather than read as another one.
 pub fn config(request: &Request) -> String {
-    request.config.iter().flat_map(|(key, value)| [key.as_str(), "=", value.as_str(), "\n"]).collect()
+    let is_plain = |key: &str, value: &str| !key.contains(['\n', '=']) && !value.contains('\n');
+    let plain = request.config.iter().filter(|(key, value)| is_plain(key, value));
+    plain.flat_map(|(key, value)| [key.as_str(), "=", value.as_str(), "\n"]).collect()
 }
 
 fn names_of(all: &mut Vec<(String, String)>, prefix: &str, member: Option<&Member>) {

@@ -1,5 +1,7 @@
 //! What an agent reports (SPEC appendix A): `GET /v1/status`, and a line on every change of `GET /v1/watch`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::operation::OperationReport;
@@ -122,6 +124,9 @@ pub struct ConfigStatus {
     /// Keys whose wanted value waits for a restart.
     #[serde(default)]
     pub pending_restart: Vec<String>,
+    /// The user's settings that the running engine has taken up.
+    #[serde(default)]
+    pub applied: BTreeMap<String, String>,
     /// Why the last `render` or `reconfigure` failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

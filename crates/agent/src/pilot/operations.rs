@@ -1,6 +1,6 @@
 //! Operations of the operator: accepted once, journaled, run in their lane, called again as their answers ask.
 //!
-//! Invariants: an id is journaled before anything is done for it; an operation that is done is never run again; an old
+//! Invariants: an id is journaled before anything is changed for it; an operation that is done is never run again; an old
 //! operator, or one that decided on a view newer than ours, is refused.
 
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use backlot_standard::operation::{Act, OperationReport, OperationRequest, OperationState};
 use backlot_standard::result::{Exit, VerbError, VerbResult};
-use backlot_standard::verb::{EngineState, Verb};
+use backlot_standard::verb::{EngineState, Lane, Verb};
 
 use super::Pilot;
 use super::identity::Volume;
@@ -92,6 +92,9 @@ pub async fn accept(pilot: &Rc<Pilot>, request: OperationRequest) -> Result<Oper
         fail(&mut report, exit, code, message);
         return Ok(report);
     }
+    if let Some(verb) = read_only(pilot, request.act) {
+        return Ok(answer(pilot, &request, verb, report).await);
+    }
     let entry = Entry {
         number: 0,
         request,
@@ -154,6 +157,34 @@ fn impossible(pilot: &Pilot, request: &OperationRequest) -> Option<(Exit, &'stat
         }
         Act::Verb(_) | Act::Restart | Act::Stop => None,
     }
+}
+
+/// The verb of an act that only reads: asked for its answer now, so nothing of it is journaled or told to others.
+fn read_only(pilot: &Pilot, act: Act) -> Option<Verb> {
+    let (Act::Verb(verb), Ok(image)) = (act, &pilot.image) else { return None };
+    (image.manifest.rule(verb).lane == Lane::Observe).then_some(verb)
+}
+
+async fn answer(pilot: &Pilot, request: &OperationRequest, verb: Verb, mut report: OperationReport) -> OperationReport {
+    let needs_running =
+        pilot.image.as_ref().is_ok_and(|image| image.manifest.rule(verb).engine == EngineState::Running);
+    if needs_running && !pilot.state.borrow().is_running() {
+        fail(&mut report, Exit::EngineState, "EngineNotRunning", "the engine does not run now".to_owned());
+        return report;
+    }
+    let call = Call {
+        verb,
+        operation_id: request.id.clone(),
+        attempt: 1,
+        reason: request.reason,
+        subject: request.subject.clone(),
+        via: request.via.clone(),
+        params: request.params.clone(),
+        founding: false,
+    };
+    let outcome = pilot.call(&call).await;
+    let state = if outcome.exit == Exit::Done { OperationState::Done } else { OperationState::Failed };
+    OperationReport { state, attempts: 1, exit: Some(outcome.exit), result: outcome.result, ..report }
 }
 
 fn fail(report: &mut OperationReport, exit: Exit, code: &str, message: String) {

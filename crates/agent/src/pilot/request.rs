@@ -1,9 +1,9 @@
-//! What a verb is told: request and environment, made from the view; pure.
+//! What a verb is told, made from the view; pure. Its plain form is `backlot_standard::environment`.
 
 use std::collections::BTreeMap;
 
-use backlot_standard::manifest::{DurabilityLevel, Elections, Manifest};
-use backlot_standard::request::{Cluster, Intent, IntentRole, Member, MemberState, Reason, Request};
+use backlot_standard::manifest::{Elections, Manifest};
+use backlot_standard::request::{Cluster, Intent, IntentRole, Reason, Request};
 use backlot_standard::verb::Verb;
 use backlot_standard::view::ClusterView;
 use serde_json::{Map, Value};
@@ -118,113 +118,6 @@ pub fn leader_of(situation: &Situation<'_>) -> Option<String> {
     let group = situation.view.group_of(own)?;
     let founder = || group.founder.clone().filter(|founder| !group.founded && founder == situation.member);
     group.leader.clone().or_else(founder)
-}
-
-/// The request as environment, for verbs in languages without JSON.
-pub fn environment(request: &Request) -> BTreeMap<String, String> {
-    let mut env = BTreeMap::new();
-    let mut set = |name: &str, value: String| drop(env.insert(format!("DB_{name}"), value));
-    set("VERB", request.verb.name().to_owned());
-    set("OPERATION_ID", request.operation_id.clone());
-    set("ATTEMPT", request.attempt.to_string());
-    set("DEADLINE_SECONDS", request.deadline_seconds.to_string());
-    set("REASON", plain(&request.reason));
-    set("CLUSTER_UID", request.cluster.uid.clone());
-    set("CLUSTER_NAME", request.cluster.name.clone());
-    set("ENGINE_NAME", request.cluster.engine_name.clone());
-    set("EPOCH", request.cluster.epoch.to_string());
-    set("FOUNDED", request.cluster.founded.to_string());
-    set("FOUNDING", request.cluster.founding.to_string());
-    set("DURABILITY", request.durability.as_ref().map(plain::<DurabilityLevel>).unwrap_or_default());
-    set("INTENT_ROLE", plain(&request.intent.role));
-    set("MEMORY_BYTES", request.resources.memory_bytes.to_string());
-    set("CPU_MILLIS", request.resources.cpu_millis.to_string());
-    set("PLAN_CURRENT", request.plan.current.to_string());
-    set("PLAN_TARGET", request.plan.target.to_string());
-    let find = |id: &Option<String>| request.members.iter().find(|member| Some(&member.id) == id.as_ref());
-    let own = request.self_member();
-    set("SELF_COMPONENT", own.map(|own| own.component.clone()).unwrap_or_default());
-    set("SELF_SHARD", own.map(|own| own.shard.to_string()).unwrap_or_default());
-    set("SELF_ORDINAL", own.map(|own| own.ordinal.to_string()).unwrap_or_default());
-    set("SELF_STATE", own.map(|own| plain(&own.state)).unwrap_or_default());
-    let leader = find(&request.intent.leader);
-    let (subject, via) = (find(&request.subject), find(&request.via));
-    for (prefix, member) in [("SELF", own), ("LEADER", leader), ("SUBJECT", subject), ("VIA", via)] {
-        set(&format!("{prefix}_ID"), member.map(|member| member.id.clone()).unwrap_or_default());
-        set(&format!("{prefix}_NUMERIC_ID"), member.map(|member| member.numeric_id.to_string()).unwrap_or_default());
-        let engine_id = member.and_then(|member| member.engine_id.clone());
-        set(&format!("{prefix}_ENGINE_ID"), engine_id.unwrap_or_default());
-        set(&format!("{prefix}_NAME"), member.map(|member| member.name.clone()).unwrap_or_default());
-        set(&format!("{prefix}_ADDRESS"), member.map(|member| member.address.clone()).unwrap_or_default());
-    }
-    for (name, value) in &request.params {
-        if let Some(value) = scalar(value) {
-            set(&format!("PARAM_{}", upper_snake(name)), value);
-        }
-    }
-    env
-}
-
-/// The members, one a line, fields separated by tabs; an empty field is `-`.
-pub fn members_file(members: &[Member]) -> String {
-    let mut text = String::new();
-    for member in members {
-        let fields = [
-            member.id.clone(),
-            member.numeric_id.to_string(),
-            member.name.clone(),
-            member.address.clone(),
-            member.component.clone(),
-            member.shard.to_string(),
-            member.ordinal.to_string(),
-            plain::<MemberState>(&member.state),
-            member.vote.to_string(),
-            member.engine_id.clone().unwrap_or_default(),
-        ];
-        let fields = fields.map(|field| if field.is_empty() { "-".to_owned() } else { field });
-        text.push_str(&fields.join("\t"));
-        text.push('\n');
-    }
-    text
-}
-
-/// The settings, `key=value` a line. Values with a line break cannot be (SPEC §8) and are left out.
-pub fn config_file(config: &BTreeMap<String, String>) -> String {
-    config
-        .iter()
-        .filter(|(key, value)| !key.contains(['\n', '=']) && !value.contains('\n'))
-        .fold(String::new(), |text, (key, value)| text + key + "=" + value + "\n")
-}
-
-/// An enum as it is written in JSON.
-fn plain<T: serde::Serialize>(value: &T) -> String {
-    match serde_json::to_value(value) {
-        Ok(Value::String(text)) => text,
-        _ => String::new(),
-    }
-}
-
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
-        Value::Array(values) => {
-            let texts: Option<Vec<&str>> = values.iter().map(Value::as_str).collect();
-            Some(texts?.join(" "))
-        }
-        Value::Null | Value::Object(_) => None,
-    }
-}
-
-fn upper_snake(camel: &str) -> String {
-    let mut name = String::new();
-    for c in camel.chars() {
-        if c.is_ascii_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' });
-    }
-    name
 }
 
 #[cfg(test)]

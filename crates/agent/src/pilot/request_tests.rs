@@ -1,7 +1,11 @@
 //! What verbs are told.
 
+use std::collections::BTreeMap;
+
 use super::*;
-use backlot_standard::request::{Plan, Resources};
+use backlot_standard::environment;
+use backlot_standard::manifest::DurabilityLevel;
+use backlot_standard::request::{Member, MemberState, Plan, Resources};
 use backlot_standard::view::{ComponentView, GroupView};
 
 fn member(ordinal: u32, address: &str) -> Member {
@@ -64,7 +68,10 @@ fn the_environment_says_what_the_request_says() {
     call.subject = Some("m-1".to_owned());
     call.params =
         serde_json::from_str(r#"{"oldValue": "v", "count": 3, "names": ["a", "b"], "deep": {"x": 1}}"#).unwrap();
-    let env = environment(&request(&view(Some("m-1"), true), &manifest("agent"), &call).unwrap());
+    let env: BTreeMap<_, _> =
+        environment::scalars(&request(&view(Some("m-1"), true), &manifest("agent"), &call).unwrap())
+            .into_iter()
+            .collect();
     let expected = [
         ("VERB", "forget"),
         ("OPERATION_ID", "agent/forget/x"),
@@ -136,12 +143,13 @@ fn the_role_wanted_depends_on_who_elects_and_who_leads() {
 
 #[test]
 fn files_for_shells_are_lines() {
-    let view = view(None, true);
-    let text = members_file(&view.members);
+    let request =
+        request(&view(None, true), &manifest("engine"), &Call::own(Verb::Role, "poll", 1, Reason::Poll)).unwrap();
+    let text = environment::members(&request);
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines[0], "m-0\t1\tm-0.m.ns.svc\t10.0.0.1\tdata\t0\t0\tjoined\ttrue\t-");
+    assert_eq!(lines[0], "m-0\t1\tm-0.m.ns.svc\t10.9.9.9\tdata\t0\t0\tjoined\ttrue\t-");
     assert_eq!(lines[1], "m-1\t2\tm-1.m.ns.svc\t-\tdata\t0\t1\tjoined\tfalse\te1");
-    assert_eq!(config_file(&view.components["data"].config), "a.b=x=y\nc=\n");
+    assert_eq!(environment::config(&request), "a.b=x=y\nc=\n");
 }
 
 #[test]

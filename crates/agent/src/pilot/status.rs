@@ -1,6 +1,8 @@
 //! The report about this member. Invariant: it is made from the state in one place, and its revision rises exactly when
 //! something but the data's position changed.
 
+use std::collections::BTreeMap;
+
 use backlot_standard::operation::OperationReport;
 use backlot_standard::status::{ConfigStatus, EngineStatus, MemberStatus};
 
@@ -72,6 +74,7 @@ impl Pilot {
             config: ConfigStatus {
                 applied_generation: running.then_some(state.session.applied_generation),
                 pending_restart: state.session.pending_restart.clone(),
+                applied: if running { state.session.applied.clone() } else { BTreeMap::default() },
                 error: state.config.error.clone(),
             },
             blocked: state.blocked.clone(),

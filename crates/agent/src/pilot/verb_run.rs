@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use backlot_standard::environment;
 use backlot_standard::layout;
 use backlot_standard::request::Request;
 use backlot_standard::result::{Exit, VerbError, VerbResult};
@@ -152,10 +153,10 @@ impl Pilot {
         let directory = CallDirectory(directory);
         let at = |name: &str| directory.0.join(name);
         std::fs::write(at("request.json"), serde_json::to_vec(&request)?)?;
-        std::fs::write(at("members"), request::members_file(&request.members))?;
-        std::fs::write(at("config"), request::config_file(&request.config))?;
+        std::fs::write(at("members"), environment::members(&request))?;
+        std::fs::write(at("config"), environment::config(&request))?;
         let mut env = self.base_env();
-        env.extend(request::environment(&request));
+        env.extend(environment::scalars(&request));
         let places = [
             ("DB_REQUEST", at("request.json")),
             ("DB_RESULT", at("result.json")),

@@ -1,5 +1,7 @@
 //! Rolling restart: one member at a time, only while all others are well and the engine agrees.
 
+use backlot_api::database::MemberRecord;
+use backlot_standard::config::RoleOrder;
 use backlot_standard::operation::Act;
 use backlot_standard::request::{MemberState, Reason};
 use backlot_standard::result::ClusterHealth;
@@ -17,7 +19,11 @@ pub(super) fn restart(group: &mut Group<'_>, plan: &mut Plan) -> bool {
         .iter()
         .filter(|member| group.agent(&member.name).is_some_and(|status| !status.config.pending_restart.is_empty()))
         .collect();
-    let order = records::roll_order(group.snapshot, group.wanted, &group.stored, waits.clone());
+    let mut order = records::roll_order(group.snapshot, group.wanted, &group.stored, waits.clone());
+    if let Some(first) = first_role(group, &order) {
+        let leader = group.leader();
+        order.sort_by_key(|member| (leader.as_deref() == Some(&member.name)) != (first == RoleOrder::Leader));
+    }
     let Some(member) = order.first() else { return false };
     let (name, left) = (member.name.clone(), waits.len());
     if let Some(unwell) = first_unwell(group, &name) {
@@ -54,6 +60,24 @@ pub(super) fn restart(group: &mut Group<'_>, plan: &mut Plan) -> bool {
     ));
     plan.operations.push(group.operation(&name, id, Act::Restart, Reason::Config, &name));
     true
+}
+
+/// The role that must restart first, when a waiting setting demands one: some engines refuse a follower with less than its
+/// leader has. The order of a raised value is the setting's own, that of a lowered one the reverse.
+fn first_role(group: &Group<'_>, waits: &[&MemberRecord]) -> Option<RoleOrder> {
+    let wanted = &group.component.config;
+    waits.iter().filter_map(|member| group.agent(&member.name)).find_map(|status| {
+        status.config.pending_restart.iter().find_map(|key| {
+            let setting = group.wanted.manifest.config.get(key)?;
+            let raised = setting.raise_first_on?;
+            let (before, after) = (status.config.applied.get(key), wanted.get(key));
+            let is_lowered = setting.lowers(before.map(String::as_str), after.map(String::as_str)).unwrap_or(false);
+            Some(match (raised, is_lowered) {
+                (RoleOrder::Followers, false) | (RoleOrder::Leader, true) => RoleOrder::Followers,
+                (RoleOrder::Followers, true) | (RoleOrder::Leader, false) => RoleOrder::Leader,
+            })
+        })
+    })
 }
 
 /// A member other than `subject` that must be well before `subject` may go down.

@@ -99,3 +99,13 @@ fn a_single_member_restarts_too() {
         assert_eq!(restarts(&world), ["orders-0"], "{shape:?}");
     }
 }
+
+#[test]
+fn a_setting_that_followers_need_first_is_lowered_on_the_leader_first() {
+    for (value, order) in [(16, ["orders-1", "orders-2", "orders-0"]), (4, ["orders-0", "orders-1", "orders-2"])] {
+        let mut world = World::ready(Shape::Agent, json!({"members": 3}));
+        world.edit(json!({"config": {"max-workers": value}}));
+        world.settle();
+        assert_eq!(restarts(&world), order, "8 to {value}");
+    }
+}

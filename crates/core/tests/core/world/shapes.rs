@@ -17,6 +17,7 @@ binding: {type: acme, port: client, username: app, passwordSecret: app, uri: 'ac
 config:
   live-limit: {type: integer, apply: live, minimum: 1, maximum: 100}
   max-connections: {type: integer, apply: restart, minimum: 10, maximum: 1000, default: 100}
+  max-workers: {type: integer, apply: restart, minimum: 1, default: 8, raiseFirstOn: followers}
   page-size: {type: string, apply: immutable, enum: [small, large], default: small}
 ";
 
