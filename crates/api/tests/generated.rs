@@ -12,7 +12,10 @@ fn check(name: &str, text: &str) {
         std::fs::write(&path, text).unwrap();
     }
     let present = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(present == text, "deploy/chart/crds/{name} is stale. Run: UPDATE_GENERATED=1 cargo test -p backlot-api --test generated");
+    assert!(
+        present == text,
+        "deploy/chart/crds/{name} is stale. Run: UPDATE_GENERATED=1 cargo test -p backlot-api --test generated"
+    );
 }
 
 #[test]
