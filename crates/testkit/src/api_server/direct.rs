@@ -16,6 +16,7 @@ use super::ApiServer;
 use super::error::Refusal;
 use super::read::Reply;
 use super::resource::ResourceType;
+use super::store;
 
 /// A direct request was refused.
 #[derive(Clone, Debug)]
@@ -102,9 +103,9 @@ impl ApiServer {
     where
         K: Resource<DynamicType = ()> + DeserializeOwned,
     {
-        let path = format!("{}/{name}", collection::<K>(namespace));
-        let (status, body) = self.request(Method::GET, &path, "", &Value::Null);
-        status.is_success().then(|| serde_json::from_value(body).ok()).flatten()
+        let state = self.state();
+        let resource = state.registry.get(&K::group(&()), &K::version(&()), &K::plural(&()))?;
+        K::deserialize(&*state.store.get(&store::key(&resource, namespace, name))?).ok()
     }
 
     /// Every object of a kind, in one namespace or (empty) in all, by namespace and name.
@@ -112,14 +113,12 @@ impl ApiServer {
     where
         K: Resource<DynamicType = ()> + DeserializeOwned,
     {
-        let (_, body) = self.request(Method::GET, &collection::<K>(namespace), "", &Value::Null);
-        let items = body["items"].as_array().cloned().unwrap_or_default();
-        let typed = |mut item: Value| {
-            item["kind"] = json!(K::kind(&()));
-            item["apiVersion"] = json!(K::api_version(&()));
-            serde_json::from_value(item).ok()
+        let state = self.state();
+        let Some(resource) = state.registry.get(&K::group(&()), &K::version(&()), &K::plural(&())) else {
+            return vec![];
         };
-        items.into_iter().filter_map(typed).collect()
+        let objects = state.store.list(&resource, namespace).into_iter();
+        objects.filter_map(|(_, object)| K::deserialize(&*object).ok()).collect()
     }
 
     /// Makes the object; fails when it is there.
