@@ -112,7 +112,7 @@ fn bare_start(kubectl: &Kubectl, database: &Database) -> Result<String> {
     for member in database.members()? {
         let log = kubectl.run(&["logs", &member, "-c", "engine"])?;
         for line in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
-            if let Some(millis) = line["startMillis"].as_f64() {
+            if let Some(millis) = line["startMillis"].as_str().and_then(|millis| millis.parse::<f64>().ok()) {
                 shortest = Some(shortest.map_or(millis, |known: f64| known.min(millis)));
             }
         }

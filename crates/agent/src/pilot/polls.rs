@@ -85,7 +85,8 @@ async fn poll(pilot: &Pilot, image: &Image, starts: u32) -> Result<(), String> {
     }
     if up && !pilot.state.borrow().session.up {
         pilot.update_session(|session| session.up = true);
-        log::event(Level::Info, "the engine is up", &[]);
+        let took = pilot.state.borrow().engine.since.map_or(0, |since| since.elapsed().as_millis());
+        log::event(Level::Info, "the engine is up", &[("startMillis", &took)]);
     }
     let mut answered = asked.map(drop);
     let known_up = pilot.state.borrow().session.up;
