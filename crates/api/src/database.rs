@@ -57,7 +57,6 @@ pub struct DatabaseSpec {
     pub resources: Resources,
     /// Volume of each member.
     #[serde(default)]
-    #[x_kube(validation = Rule::new("!has(oldSelf.size) || (has(self.size) && quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0)").message("spec.storage.size cannot shrink; volumes only grow"))]
     #[x_kube(validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)").message("spec.storage.className is immutable"))]
     pub storage: Storage,
     /// Settings of the engine, by key.
@@ -99,7 +98,7 @@ pub struct Resources {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Storage {
-    /// Size, e.g. "20Gi"; 1Gi when absent. Never shrinks.
+    /// Size, e.g. "20Gi"; 1Gi when absent. The size of existing volumes does not change yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::quantity")]
     pub size: Option<IntOrString>,
