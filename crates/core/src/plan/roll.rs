@@ -26,6 +26,14 @@ pub(super) fn restart(group: &mut Group<'_>, plan: &mut Plan) -> bool {
     }
     let Some(member) = order.first() else { return false };
     let (name, left) = (member.name.clone(), waits.len());
+    if let Some(late) = first_late(group) {
+        // Who must go first is known only when all have said what waits for a restart.
+        plan.activities.push(working(
+            "RestartWaits",
+            format!("{left} members wait for a restart; {late} takes up the settings first"),
+        ));
+        return true;
+    }
     if let Some(unwell) = first_unwell(group, &name) {
         plan.activities
             .push(working("RestartWaits", format!("{left} members wait for a restart; {unwell} must be well first")));
@@ -60,6 +68,20 @@ pub(super) fn restart(group: &mut Group<'_>, plan: &mut Plan) -> bool {
     ));
     plan.operations.push(group.operation(&name, id, Act::Restart, Reason::Config, &name));
     true
+}
+
+/// A member that has not yet judged the newest settings that another one has.
+fn first_late(group: &Group<'_>) -> Option<String> {
+    let running = group.stored.members.iter().filter(|member| group.is_running(&member.name));
+    let judged: Vec<_> = running
+        .filter_map(|member| Some((&member.name, group.agent(&member.name)?)))
+        .map(|(name, status)| (name, status.config.applied_generation, status.view_generation))
+        .collect();
+    let newest = judged.iter().filter_map(|(_, _, held)| *held).max()?;
+    judged
+        .iter()
+        .find(|(_, applied, _)| applied.is_none_or(|applied| applied < newest))
+        .map(|(name, _, _)| (*name).clone())
 }
 
 /// The role that must restart first, when a waiting setting demands one: some engines refuse a follower with less than its

@@ -136,7 +136,11 @@ impl Member {
                 reasons: vec![],
                 message: String::new(),
             }),
-            config: ConfigStatus { pending_restart: self.pending_restart.clone(), ..ConfigStatus::default() },
+            config: ConfigStatus {
+                applied_generation: Some(1),
+                pending_restart: self.pending_restart.clone(),
+                ..ConfigStatus::default()
+            },
             blocked: None,
             operations: self.operations.clone(),
         }

@@ -306,7 +306,12 @@ impl World {
             data: volume.stamp.as_ref().map(|_| if volume.has_data { DataState::Existing } else { DataState::Fresh }),
             role: is_up.then(|| self.role(name)),
             health: is_up.then(|| self.health(name)),
-            config: ConfigStatus { pending_restart: pending, applied: agent.config.clone(), ..ConfigStatus::default() },
+            config: ConfigStatus {
+                applied_generation: volume.view.as_ref().map(|view| view.generation),
+                pending_restart: pending,
+                applied: agent.config.clone(),
+                error: None,
+            },
             blocked: agent.blocked.clone(),
             operations: volume.journal.iter().skip(skip).map(|(_, report)| report.clone()).collect(),
         }
