@@ -45,6 +45,8 @@ pub async fn run(api: Api<Lease>, candidate: Candidate, epoch: watch::Sender<Opt
         match step(&api, &candidate, last_heard).await {
             Ok(Step::Leads(number)) => {
                 last_confirmed = Instant::now();
+                // Who takes over from this replica is heard of from then on: its silence begins there.
+                last_heard = last_confirmed;
                 if *epoch.borrow() != Some(number) {
                     tracing::info!(epoch = number, holder = candidate.identity, "leads");
                     epoch.send_replace(Some(number));

@@ -80,14 +80,15 @@ async fn a_standby_follows_while_the_leader_answers_and_takes_over_after_its_sil
     let (process, address) = answers("a").await;
     let first = Replica::start(&server, "a", &address);
     seconds(5).await;
-    let second = Replica::start(&server, "b", "127.0.0.1:2");
+    let (_process, address) = answers("b").await;
+    let second = Replica::start(&server, "b", &address);
     seconds(40).await;
     let epoch = first.leads();
     assert!(epoch.is_some());
     assert_eq!(second.leads(), None);
     assert_eq!(second.connection.writes(), vec![]);
     process.abort();
-    seconds(5).await;
+    seconds(3).await;
     assert_eq!(second.leads(), None, "a short silence deposes nobody");
     seconds(25).await;
     assert!(second.leads() > epoch);
@@ -95,6 +96,23 @@ async fn a_standby_follows_while_the_leader_answers_and_takes_over_after_its_sil
     assert_eq!(first.leads(), None);
     let lease: Lease = server.get("default", "backlot-operator").unwrap();
     assert_eq!(lease.spec.unwrap().holder_identity.as_deref(), Some("b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deposed_leader_that_does_not_reach_the_new_one_waits_for_its_silence_too() {
+    let server = ApiServer::new();
+    let first = Replica::start(&server, "a", "127.0.0.1:1");
+    seconds(2).await;
+    let second = Replica::start(&server, "b", "127.0.0.1:2");
+    let mut waited = 0;
+    while second.leads().is_none() {
+        seconds(1).await;
+        waited += 1;
+        assert!(waited < 40);
+    }
+    let epoch = second.leads();
+    seconds(8).await;
+    assert_eq!((first.leads(), second.leads()), (None, epoch));
 }
 
 #[tokio::test(start_paused = true)]
