@@ -9,7 +9,7 @@ use backlot_api::{Database, DatabaseStatus};
 use backlot_core::plan::{self, Activity, Operation, Plan};
 use backlot_core::snapshot::{Answers, Observed, OperatorFacts, Question, Snapshot};
 use backlot_core::{names, status, validate};
-use backlot_standard::operation::{Act, OperationRequest, OperationState};
+use backlot_standard::operation::{Act, OperationReport, OperationRequest, OperationState};
 use backlot_standard::request::Reason;
 use backlot_standard::verb::Verb;
 use jiff::Timestamp;
@@ -73,6 +73,8 @@ pub struct Operator<A> {
 struct Memory {
     told: Told,
     trouble: Option<Activity>,
+    /// Operations that members answered as done when they were asked again, with the member; reports show only recent ones.
+    done: Vec<(String, OperationReport)>,
     failures: HashMap<String, (u32, Instant)>,
 }
 
@@ -119,6 +121,7 @@ pub async fn pass<A: Agents>(operator: &Operator<A>, key: &Key, epoch: u64) -> R
         }
         return Ok(None);
     };
+    add_answers(operator, key, &mut snapshot);
     let now = Timestamp::now();
     if snapshot.database.metadata.deletion_timestamp.is_some() {
         let plan = plan::plan_deletion(&snapshot);
@@ -151,6 +154,17 @@ pub async fn pass<A: Agents>(operator: &Operator<A>, key: &Key, epoch: u64) -> R
     let is_settled = plan.activities.is_empty() && plan.writes.is_empty() && plan.operations.is_empty();
     carry_out(operator, key, &snapshot, &plan, status).await?;
     Ok(Some(if is_settled { SETTLED } else { UNSETTLED }))
+}
+
+/// Adds operations that members answered as done in the last pass and do not report any more.
+fn add_answers<A: Agents>(operator: &Operator<A>, key: &Key, snapshot: &mut Snapshot) {
+    for (member, report) in operator.memory(key, |memory| std::mem::take(&mut memory.done)) {
+        if let Some(Observed::Known(status)) = snapshot.agents.get_mut(&member)
+            && !status.operations.iter().any(|known| known.id == report.id)
+        {
+            status.operations.push(report);
+        }
+    }
 }
 
 /// Writes status first, so that what is decided is remembered before it is done; then the rest in order.
@@ -244,6 +258,11 @@ async fn operate<A: Agents>(
             memory.failures.insert(id.clone(), (failures, Instant::now() + Duration::from_secs(1 << failures)));
         } else {
             memory.failures.remove(id);
+        }
+        if let Ok(report) = answer
+            && report.state == OperationState::Done
+        {
+            memory.done.push((operation.member.clone(), report));
         }
     });
 }

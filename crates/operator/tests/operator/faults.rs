@@ -333,3 +333,85 @@ async fn a_refused_edit_touches_nothing_and_reverting_it_recovers() {
     world.settle().await;
     world.must_be_ready();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_node_makes_no_twin_of_a_member() {
+    let mut world = three(json!({})).await;
+    let pod: Pod = world.server.get(NAMESPACE, "orders-1").unwrap();
+    let node = pod.spec.as_ref().unwrap().node_name.clone().unwrap();
+    world.cluster.fail_node(&node).unwrap();
+    world.steps(10).await;
+    let marked: Pod = world.server.get(NAMESPACE, "orders-1").unwrap();
+    assert_eq!(marked.uid(), pod.uid(), "it is not deleted by force");
+    assert!(marked.metadata.deletion_timestamp.is_some());
+    assert_eq!(world.server.list::<Pod>(NAMESPACE).len(), 3);
+    let but_routes: Vec<_> =
+        changes(&world).into_iter().filter(|(_, path)| !path.contains("/endpointslices/")).collect();
+    assert_eq!(but_routes, vec![]);
+    assert_eq!(world.condition(NAME, "Degraded").0, "True");
+    world.cluster.restore_node(&node).unwrap();
+    world.settle().await;
+    world.must_be_ready();
+    assert_eq!(world.members.read(NAMESPACE, "orders-1").get("before").map(String::as_str), Some("1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_is_away_for_an_hour_restarts_nothing() {
+    let mut world = three(json!({})).await;
+    let (pods, starts) = (pod_uids(&world), world.members.count("", "start"));
+    let all = When::Matching { method: None, path: "/".to_owned(), times: 100_000 };
+    world.connection.inject(all, Fault::Disconnect);
+    world.edit(|database| drop(database.spec.config.insert("greeting".into(), from(json!("hi")))));
+    world.steps(36).await;
+    assert_eq!((pod_uids(&world), world.members.count("", "start")), (pods, starts));
+    world.connection.heal();
+    world.steps(3).await;
+    world.must_be_ready();
+    assert_eq!(world.members.count("", "reconfigure"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retained_volume_that_lost_its_data_is_told_and_the_others_go_on() {
+    let mut world = three(json!({})).await;
+    let claim: PersistentVolumeClaim = world.server.get(NAMESPACE, "orders-2").unwrap();
+    world.server.delete::<Database>(NAMESPACE, NAME, None).unwrap();
+    world.settle().await;
+    world.members.wipe_volume(&claim.spec.unwrap().volume_name.unwrap());
+    // All members come back at the same time.
+    world.most_down = 3;
+    world.server.create(&world::database(NAME, json!({"members": 3}))).unwrap();
+    world.steps(12).await;
+    assert_eq!(world.members.count("", "found"), 1, "nothing is founded again");
+    let degraded = world.condition(NAME, "Degraded");
+    assert_eq!(degraded.0, "True");
+    assert!(degraded.2.contains("orders-2"), "{degraded:?}");
+    assert_eq!(world.condition(NAME, "Available").0, "True");
+    for name in ["orders-0", "orders-1"] {
+        assert_eq!(world.members.read(NAMESPACE, name).get("before").map(String::as_str), Some("1"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_volume_under_a_running_cluster_founds_nothing() {
+    let mut world = three(json!({})).await;
+    let claim: PersistentVolumeClaim = world.server.get(NAMESPACE, "orders-0").unwrap();
+    world.members.wipe_volume(&claim.spec.unwrap().volume_name.unwrap());
+    world.server.delete::<Pod>(NAMESPACE, "orders-0", Some(0)).unwrap();
+    world.steps(12).await;
+    assert_eq!(world.members.count("", "found"), 1, "the founder with an empty volume founds no second cluster");
+    let degraded = world.condition(NAME, "Degraded");
+    assert!(degraded.2.contains("orders-0"), "{degraded:?}");
+    assert_eq!(world.members.read(NAMESPACE, "orders-1").get("before").map(String::as_str), Some("1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_is_done_and_no_longer_reported_is_not_waited_for() {
+    let mut world = World::with_database(Elections::Engine, json!({"members": 1, "deletionPolicy": "Delete"})).await;
+    // Each size spreads data once more; a member's report shows only some of its operations.
+    for members in [3, 1].into_iter().cycle().take(12) {
+        world.edit(|database| database.spec.members = Some(members));
+        world.settle().await;
+        world.must_be_ready();
+        assert_eq!(world.condition(NAME, "Progressing").1, "Settled", "{members}");
+    }
+}

@@ -47,6 +47,7 @@ fn state_of(database: &Database, member: &str) -> Option<MemberState> {
 pub fn check_writes(before: &Listing, after: &Listing, writes: &[Recorded], members: &FakeMembers) {
     for write in writes.iter().filter(|write| write.is_write() && write.changed) {
         let (plural, name) = target(write);
+        check_owner(before, after, write, &plural, &name);
         if write.method == Method::DELETE {
             let preconditions = &write.body.as_ref().unwrap()["preconditions"];
             assert!(preconditions["uid"].is_string(), "{name} deleted without its UID");
@@ -82,6 +83,33 @@ pub fn check_writes(before: &Listing, after: &Listing, writes: &[Recorded], memb
             check_records(old, database);
         }
     }
+}
+
+/// What is changed belongs to a Database.
+fn check_owner(before: &Listing, after: &Listing, write: &Recorded, plural: &str, name: &str) {
+    if write.method == Method::POST {
+        return;
+    }
+    fn find<K: Resource>(objects: &[K], name: &str) -> Option<String> {
+        let object = objects.iter().find(|object| object.meta().name.as_deref() == Some(name))?;
+        Some(object.meta().labels.as_ref()?.get(labels::CLUSTER_UID)?.clone())
+    }
+    let of = match plural {
+        "pods" => find(&before.pods, name),
+        "persistentvolumeclaims" => find(&before.claims, name),
+        "secrets" => find(&before.secrets, name),
+        "services" => find(&before.services, name),
+        "endpointslices" => find(&before.slices, name),
+        "poddisruptionbudgets" => find(&before.budgets, name),
+        "databases" | "events" | "persistentvolumes" => return,
+        other => panic!("{other} {name} is not the operator's to change"),
+    };
+    // A Database that takes volumes back learns its identity in this pass.
+    let mut databases = before.databases.iter().chain(&after.databases);
+    let is_own = of.is_some_and(|of| databases.any(|database| uid_of(database) == of));
+    // A slice that this pass made, or an object of it, is changed by the same pass.
+    let is_new = plural == "endpointslices" && find(&before.slices, name).is_none();
+    assert!(is_own || is_new, "{plural} {name} of no Database is changed");
 }
 
 fn belongs<K: Resource>(object: &K, uid: &str) -> bool {

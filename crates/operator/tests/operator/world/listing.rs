@@ -21,10 +21,10 @@ pub struct Listing {
     pub pods: Vec<Pod>,
     pub claims: Vec<PersistentVolumeClaim>,
     pub volumes: Vec<PersistentVolume>,
-    secrets: Vec<Secret>,
-    services: Vec<Service>,
-    slices: Vec<EndpointSlice>,
-    budgets: Vec<PodDisruptionBudget>,
+    pub secrets: Vec<Secret>,
+    pub services: Vec<Service>,
+    pub slices: Vec<EndpointSlice>,
+    pub budgets: Vec<PodDisruptionBudget>,
 }
 
 /// Objects with the label that the operator's watches select.
