@@ -9,7 +9,7 @@ use kube::CustomResourceExt;
 fn check(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/chart/crds").join(name);
     if std::env::var_os("UPDATE_GENERATED").is_some() {
-        std::fs::write(&path, text).unwrap();
+        assert!(std::fs::write(&path, text).is_ok(), "cannot write {}", path.display());
     }
     let present = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
