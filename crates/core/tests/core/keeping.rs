@@ -2,6 +2,8 @@
 
 use backlot_api::database::DeletionPolicy;
 use backlot_core::plan::Write;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use serde_json::json;
 
@@ -60,6 +62,37 @@ fn nothing_of_somebody_else_is_used_or_changed() {
     world.objects.claims[index].metadata.labels.as_mut().unwrap().remove(backlot_api::labels::DATABASE);
     let plan = world.plan();
     assert_eq!((plan.writes.len(), plan.activities[0].reason), (0, "NameTaken"));
+}
+
+#[test]
+fn objects_that_were_deleted_or_changed_are_put_right() {
+    for shape in SHAPES {
+        let mut world = World::ready(shape, json!({"members": 3}));
+        let before = (world.objects.services.len(), world.objects.budgets.clone(), world.objects.binding.clone());
+        world.objects.services.remove(0);
+        world.objects.budgets[0].spec.as_mut().unwrap().min_available = None;
+        world.objects.binding.as_mut().unwrap().data.as_mut().unwrap().remove("host");
+        let plan = world.settle();
+        assert_eq!(plan.writes, []);
+        assert_eq!(world.objects.services.len(), before.0, "{shape:?}");
+        let spec = |budgets: &[PodDisruptionBudget]| budgets[0].spec.clone();
+        assert_eq!(spec(&world.objects.budgets), spec(&before.1), "{shape:?}");
+        let data = |secret: &Option<Secret>| secret.clone().unwrap().data;
+        assert_eq!(data(&world.objects.binding), data(&before.2), "{shape:?}");
+    }
+}
+
+#[test]
+fn budgets_follow_the_members_that_are_there() {
+    let mut world = World::ready(Shape::Agent, json!({"members": 3}));
+    let least = |world: &World| serde_json::to_value(&world.objects.budgets[0].spec).unwrap()["minAvailable"].clone();
+    assert_eq!(least(&world), json!(2));
+    world.edit(json!({"members": 1}));
+    world.settle();
+    assert_eq!(least(&world), json!(0));
+    world.edit(json!({"members": 4}));
+    world.settle();
+    assert_eq!(least(&world), json!(3));
 }
 
 #[test]

@@ -267,6 +267,9 @@ fn the_table_of_bad_input_says_what_is_said() {
     let mut world = World::ready(Shape::Agent, json!({}));
     world.image.class_version = "2".into();
     said.extend(world.refusals());
+    let mut world = World::ready(Shape::Agent, json!({}));
+    world.edit(json!({"config": {"max-workers": 4}}));
+    said.extend(world.refusals());
     let mut told = BTreeSet::new();
     for row in &rows {
         let [input, answered, by, message, remedy] = row[..] else { panic!("five cells: {row:?}") };

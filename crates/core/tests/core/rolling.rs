@@ -103,9 +103,25 @@ fn a_single_member_restarts_too() {
 #[test]
 fn a_setting_that_followers_need_first_is_lowered_on_the_leader_first() {
     for (value, order) in [(16, ["orders-1", "orders-2", "orders-0"]), (4, ["orders-0", "orders-1", "orders-2"])] {
-        let mut world = World::ready(Shape::Agent, json!({"members": 3}));
+        let mut world = World::ready(Shape::Quorum, json!({"members": 3}));
         world.edit(json!({"config": {"max-workers": value}}));
         world.settle();
         assert_eq!(restarts(&world), order, "8 to {value}");
     }
+}
+
+#[test]
+fn where_agents_elect_such_a_setting_is_not_lowered_and_taking_it_back_recovers() {
+    let mut world = World::ready(Shape::Agent, json!({"members": 3}));
+    world.edit(json!({"config": {"max-workers": 4}}));
+    let refusals = world.refusals();
+    assert_eq!(
+        refusals,
+        [
+            "SettingLowered: spec.config.max-workers: 8 → 4 refused: followers of this engine refuse less than their leader had, and this operator cannot lower it yet. Set it back to at least 8"
+        ]
+    );
+    world.edit(json!({"config": {"max-workers": null}}));
+    world.settle();
+    assert_eq!(restarts(&world), [""; 0]);
 }
