@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use backlot_api::Database;
 use backlot_api::database::{ComponentOverride, DeletionPolicy, Placement};
 use backlot_standard::config::{self, Apply, SettingError};
-use backlot_standard::manifest::{Component, DurabilityLevel, Manifest};
+use backlot_standard::manifest::{Component, DurabilityLevel, Elections, Manifest};
+use backlot_standard::status::EnginePhase;
 use backlot_standard::verb::Verb;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
@@ -153,6 +154,7 @@ fn examine(snapshot: &Snapshot, image: &UsableImage) -> (Wanted, Vec<Refusal>) {
         .collect();
     let durability = want_durability(database, &image.manifest, &components, &mut refusals);
     check_storage(snapshot, &components, &mut refusals);
+    check_lowering(snapshot, &image.manifest, &components, &mut refusals);
     let name = database.name_any();
     let wanted = Wanted {
         engine_name: names::engine_name(&name, &identity.cluster_uid),
@@ -373,6 +375,43 @@ fn want_durability(
         ));
     }
     Some(level)
+}
+
+/// Where agents elect, an engine always starts as a follower, and one that refuses less than its leader had could never start
+/// again with a lowered setting: not even the leader.
+fn check_lowering(
+    snapshot: &Snapshot,
+    manifest: &Manifest,
+    components: &[WantedComponent],
+    refusals: &mut Vec<Refusal>,
+) {
+    if manifest.elections != Elections::Agent {
+        return;
+    }
+    let followers_first = |setting: &&config::Setting| setting.raise_first_on == Some(config::RoleOrder::Followers);
+    let running = snapshot
+        .agents
+        .values()
+        .filter_map(|status| status.known())
+        .filter(|status| status.engine.phase == EnginePhase::Running);
+    for applied in running.map(|status| &status.config.applied) {
+        for (key, setting) in manifest.config.iter().filter(|(_, setting)| followers_first(setting)) {
+            for component in components {
+                let (before, after) =
+                    (applied.get(key).map(String::as_str), component.config.get(key).map(String::as_str));
+                if setting.lowers(before, after) == Some(true) {
+                    let show = |value: Option<&str>| {
+                        value.map_or_else(|| setting.default.clone().unwrap_or_default().to_string(), ToOwned::to_owned)
+                    };
+                    let (before, after) = (show(before), show(after));
+                    refusals.push(refuse(
+                        "SettingLowered",
+                        format!("spec.config.{key}: {before} → {after} refused: followers of this engine refuse less than their leader had, and this operator cannot lower it yet. Set it back to at least {before}"),
+                    ));
+                }
+            }
+        }
+    }
 }
 
 /// Volumes only grow; growing existing ones is not done yet, so that it is refused rather than half done.
