@@ -36,8 +36,10 @@ pub const NAMESPACE: &str = "default";
 pub const NAME: &str = "orders";
 /// Time between two steps: longer than the longest pause before a failed operation is asked again.
 const STEP: Duration = Duration::from_secs(100);
-/// Steps without a change after which a world has settled.
+/// Steps without a change after which a world has settled: with caches that are behind, a refused write and a repeated
+/// question come before the next change.
 const QUIET_STEPS: usize = 2;
+const QUIET_STEPS_BEHIND: usize = 5;
 /// Steps in which a world must settle.
 const MOST_STEPS: usize = 120;
 
@@ -243,9 +245,10 @@ impl World {
     pub async fn settle(&mut self) -> usize {
         let mut quiet = 0;
         for step in 0..MOST_STEPS {
-            quiet = if self.step().await { 0 } else { quiet + 1 };
-            if quiet == QUIET_STEPS {
-                return step + 1 - QUIET_STEPS;
+            // A pass that failed is made again.
+            quiet = if self.step().await || !self.errors.is_empty() { 0 } else { quiet + 1 };
+            if quiet == if self.is_behind { QUIET_STEPS_BEHIND } else { QUIET_STEPS } {
+                return step + 1 - quiet;
             }
         }
         panic!("not settled after {MOST_STEPS} steps: {:?} {:?}", self.errors, self.condition(NAME, "Ready"));
