@@ -87,12 +87,12 @@ pub fn check_writes(before: &Listing, after: &Listing, writes: &[Recorded], memb
 
 /// What is changed belongs to a Database.
 fn check_owner(before: &Listing, after: &Listing, write: &Recorded, plural: &str, name: &str) {
-    if write.method == Method::POST {
-        return;
-    }
     fn find<K: Resource>(objects: &[K], name: &str) -> Option<String> {
         let object = objects.iter().find(|object| object.meta().name.as_deref() == Some(name))?;
         Some(object.meta().labels.as_ref()?.get(labels::CLUSTER_UID)?.clone())
+    }
+    if write.method == Method::POST {
+        return;
     }
     let of = match plural {
         "pods" => find(&before.pods, name),
@@ -157,7 +157,7 @@ fn check_records(old: &Database, new: &Database) {
     }
     for was in groups(old) {
         let is = groups(new).iter().find(|group| (&group.component, group.shard) == (&was.component, was.shard));
-        let is = is.expect("a group's record was lost");
+        let Some(is) = is else { panic!("a group's record was lost") };
         assert!(!was.founded || is.founded, "the founding was forgotten");
         assert!(was.founder.is_none() || was.founder == is.founder, "the founder changed");
         assert!(was.epoch <= is.epoch, "the epoch fell");

@@ -45,7 +45,9 @@ impl Listing {
     pub fn of(server: &ApiServer) -> Self {
         let mut pods: Vec<Pod> = ours(server);
         // Decisions must not need it: the operator does not keep it.
-        pods.iter_mut().for_each(|pod| pod.spec = None);
+        for pod in &mut pods {
+            pod.spec = None;
+        }
         Self {
             databases: server.list(""),
             classes: server.list(""),

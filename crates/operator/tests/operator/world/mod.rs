@@ -51,7 +51,8 @@ pub fn from<K: DeserializeOwned>(value: Value) -> K {
 /// A Database of the fake type; `spec` is merged over `{"class": "fake"}`.
 pub fn database(name: &str, spec: Value) -> Database {
     let mut body = json!({"class": "fake"});
-    body.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    let Value::Object(spec) = spec else { panic!("a spec is an object") };
+    body.as_object_mut().unwrap().extend(spec);
     from(json!({
         "apiVersion": "backlot.dev/v1alpha1",
         "kind": "Database",
