@@ -66,10 +66,12 @@ fn live(scene: &Scene, profile: &Profile) -> Result<()> {
         database.write(101, 110)
     })?;
     step("delete with Retain keeps volumes, and the same name takes them back", &|| {
+        let mut manifest = database.manifest(profile.shrunk);
+        manifest["spec"] = database.get()?["spec"].clone();
         database.delete()?;
         let claims = scene.kubectl.list("pvc", "backlot.dev/database=db")?;
         ensure!(!claims.is_empty(), "no claim was retained");
-        scene.kubectl.apply(&database.manifest(profile.shrunk).to_string())?;
+        scene.kubectl.apply(&manifest.to_string())?;
         database.wait_ready(profile.shrunk)?;
         database.verify(1, 110)
     })
