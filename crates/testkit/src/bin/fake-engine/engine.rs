@@ -1,7 +1,8 @@
 //! The engine: a line protocol on a TCP port.
 //!
 //! `AUTH password`, then `SET key value`, `GET key`, `KEYS`, `ROLE`, `PEERS`, `INFO`, `HELLO`; what verbs use: `FOUND`, `JOIN`,
-//! `LEAVE`, `RETIRE`, `PROMOTE`, `DEMOTE`, `FOLLOW`, `SETTINGS`; what engines use among themselves: `APPEND`, `VOTE`.
+//! `LEAVE`, `RETIRE`, `PROMOTE`, `DEMOTE`, `FOLLOW`, `SETTINGS`; what engines use among themselves: `APPEND`, `WOULD`,
+//! `VOTE`.
 //! Invariant: nothing is answered before the password was right.
 
 use std::io::{self, BufRead, BufReader, Write};
@@ -164,6 +165,7 @@ impl Engine {
                 Ok("OK".to_owned())
             }
             ("APPEND", _) => peers::accept(&mut self.state(), &serde_json::from_str(rest)?, self.config.led),
+            ("WOULD", _) => Ok(peers::would_vote(&self.state(), &serde_json::from_str(rest)?)),
             ("VOTE", _) => peers::vote(&mut self.state(), &serde_json::from_str(rest)?),
             _ => Ok(format!("ERR unknown command {command}")),
         }

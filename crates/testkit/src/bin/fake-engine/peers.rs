@@ -151,60 +151,87 @@ pub fn accept(state: &mut State, message: &Value, led: bool) -> std::io::Result<
     Ok(format!("HOLDS {}", offset + 1))
 }
 
-/// Asks the others for their votes.
+/// Asks the others for their votes, after asking whether it would be worth while: a member that cannot win must not raise the
+/// term and so depose the leader.
 fn stand(engine: &Arc<Engine>) {
-    let (peers, message, term) = {
+    let ballot = |state: &State, term: u64| {
+        let offset = state.records.offset();
+        json!({"term": term, "candidate": state.cluster.member, "uid": state.cluster.uid,
+            "offset": offset, "offsetTerm": state.records.term_at(offset)})
+    };
+    let question = {
         let mut state = engine.state();
-        state.cluster.term += 1;
-        let own = state.cluster.member.clone();
-        state.cluster.voted_for = Some(own.clone());
         state.heard = Instant::now();
         state.leader = None;
+        ballot(&state, state.cluster.term + 1)
+    };
+    if !wins(engine, &format!("WOULD {question}")) {
+        return;
+    }
+    let (message, term) = {
+        let mut state = engine.state();
+        state.cluster.term += 1;
+        state.cluster.voted_for = Some(state.cluster.member.clone());
         if let Err(error) = state.save() {
             eprintln!("cannot keep the term: {error}");
             return;
         }
-        let offset = state.records.offset();
-        let message = json!({"term": state.cluster.term, "candidate": own, "uid": state.cluster.uid,
-            "offset": offset, "offsetTerm": state.records.term_at(offset)});
-        (others(&state), message, state.cluster.term)
+        (ballot(&state, state.cluster.term), state.cluster.term)
     };
-    let ballot = format!("VOTE {message}");
-    let threads: Vec<_> = peers
-        .into_iter()
-        .map(|peer| {
-            let (engine, ballot) = (Arc::clone(engine), ballot.clone());
-            std::thread::spawn(move || {
-                client::ask(&peer.address, &engine.secret, &ballot).is_ok_and(|vote| vote == "YES")
-            })
-        })
-        .collect();
-    let votes = 1 + threads.into_iter().filter_map(|thread| thread.join().ok()).filter(|vote| *vote).count();
+    let elected = wins(engine, &format!("VOTE {message}"));
     let mut state = engine.state();
-    if state.cluster.term == term && votes > state.cluster.members.len() / 2 {
-        eprintln!("elected in term {term} with {votes} votes");
+    if elected && state.cluster.term == term {
+        eprintln!("elected in term {term}");
         state.leads = true;
         state.leader = Some(state.cluster.member.clone());
         state.heard = Instant::now();
     }
 }
 
-/// A candidate's message: whether it gets this member's vote.
-pub fn vote(state: &mut State, message: &Value) -> std::io::Result<String> {
+/// Whether a majority, this member included, answers yes.
+fn wins(engine: &Arc<Engine>, question: &str) -> bool {
+    let peers = others(&engine.state());
+    let members = peers.len() + 1;
+    let threads: Vec<_> = peers
+        .into_iter()
+        .map(|peer| {
+            let (engine, question) = (Arc::clone(engine), question.to_owned());
+            let ask = move || client::ask(&peer.address, &engine.secret, &question).is_ok_and(|answer| answer == "YES");
+            std::thread::spawn(ask)
+        })
+        .collect();
+    let votes = 1 + threads.into_iter().filter_map(|thread| thread.join().ok()).filter(|vote| *vote).count();
+    votes * 2 > members
+}
+
+/// Whether a candidate may have this member's vote for all that its data says.
+fn is_fit(state: &State, message: &Value) -> bool {
     let number = |field: &str| message[field].as_u64().unwrap_or_default();
     let candidate = message["candidate"].as_str().unwrap_or_default();
-    let term = number("term");
     let known = state.cluster.id_of(candidate).is_some() && message["uid"] == *state.cluster.uid;
-    if !known || term < state.cluster.term {
+    let own_offset = state.records.offset();
+    let own = (state.records.term_at(own_offset), own_offset);
+    known && number("term") >= state.cluster.term && (number("offsetTerm"), number("offset")) >= own
+}
+
+/// A member's question before it stands: no, while a leader is heard.
+pub fn would_vote(state: &State, message: &Value) -> String {
+    let silent = !state.leads && Instant::now().duration_since(state.heard) > ELECTION;
+    let leaderless = state.leader.is_none() && !state.leads;
+    if (silent || leaderless) && is_fit(state, message) { "YES".to_owned() } else { "NO".to_owned() }
+}
+
+/// A candidate's message: whether it gets this member's vote.
+pub fn vote(state: &mut State, message: &Value) -> std::io::Result<String> {
+    let term = message["term"].as_u64().unwrap_or_default();
+    let candidate = message["candidate"].as_str().unwrap_or_default();
+    if !is_fit(state, message) {
         return Ok("NO".to_owned());
     }
     if term > state.cluster.term {
         state.step_down(term);
     }
-    let own_offset = state.records.offset();
-    let own = (state.records.term_at(own_offset), own_offset);
-    let free = state.cluster.voted_for.as_deref().is_none_or(|voted| voted == candidate);
-    if !free || (number("offsetTerm"), number("offset")) < own {
+    if state.cluster.voted_for.as_deref().is_some_and(|voted| voted != candidate) {
         return Ok("NO".to_owned());
     }
     state.cluster.voted_for = Some(candidate.to_owned());

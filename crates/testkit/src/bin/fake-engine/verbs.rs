@@ -175,7 +175,9 @@ impl Call {
             owner: backlot_standard::result::FileOwner::Standard,
         };
         let text = serde_json::to_string_pretty(&content).unwrap_or_default();
-        let program = std::env::current_exe().unwrap_or_default();
+        // Not by the name of a verb, or the engine would be one.
+        let installed = self.root.join("db/fake-engine");
+        let program = if installed.exists() { installed } else { std::env::current_exe().unwrap_or_default() };
         let output = RenderOutput {
             argv: vec![
                 program.to_string_lossy().into_owned(),
@@ -235,6 +237,9 @@ impl Call {
     }
 
     fn leave(&self) -> Outcome {
+        if let Ok(Some(Cluster { retired: true, .. })) = Cluster::read(&self.data) {
+            return done(false, &JoinOutput::default());
+        }
         let Some(leader) = self.leader() else { return later("no member leads") };
         let outcome = Self::change_membership(&leader, &format!("LEAVE {}", self.request.self_id));
         if outcome.0 != 0 {
