@@ -4,7 +4,7 @@
 #   BACKLOT_CACHE    where all that is built or run is kept (default: ~/.cache/backlot)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint unit e2e install generate cluster clean-cluster cluster-test csi-test images image-test
+.PHONY: help demo test check lint unit e2e e2e-all install generate cluster clean-cluster cluster-test csi-test images image-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,7 +23,10 @@ lint: ## Format and lints, warnings are errors
 unit: ## Every test that needs neither a container engine nor a cluster
 	cargo test --workspace
 
-e2e: ## The promises on a local cluster of their own, with real engines; TYPE=name for one type
+e2e: ## The life of every type on a local cluster of its own, with real engines; TYPE=name for one type
+	cargo xtask e2e --promise life_of_every_type $(if $(TYPE),--type $(TYPE))
+
+e2e-all: ## Every promise on a local cluster of their own; longer, not part of make test
 	cargo xtask e2e $(if $(TYPE),--type $(TYPE))
 
 install: ## Build the images and install the operator and all classes on the cluster for development

@@ -1,7 +1,7 @@
 //! Founding: once per group, by the member that status names before anybody is told to.
 
 use backlot_api::database::{Founder, MemberRecord};
-use backlot_standard::manifest::{Elections, Leadership};
+use backlot_standard::manifest::{Elections, Leadership, StartOrder};
 use backlot_standard::operation::{Act, OperationState};
 use backlot_standard::request::{MemberState, Reason};
 use backlot_standard::result::DataState;
@@ -54,7 +54,12 @@ fn choose(group: &mut Group<'_>, plan: &mut Plan) {
         return;
     }
     let is_stateless = group.component.component.stateless;
-    let fresh = new.iter().find_map(|member| {
+    // Where members come one after the other, they come in the order of their ordinals, the first one too.
+    let candidates = match group.wanted.manifest.membership.start {
+        StartOrder::Serial => 1,
+        StartOrder::Parallel => new.len(),
+    };
+    let fresh = new.iter().take(candidates).find_map(|member| {
         let status = group.agent(&member.name)?;
         let incarnation = status.incarnation.clone().or_else(|| is_stateless.then(String::new))?;
         (status.data == Some(DataState::Fresh)).then(|| Founder { member: member.name.clone(), incarnation })

@@ -106,7 +106,9 @@ fn a_founder_at_work_is_not_shrunk_away() {
         let mut world = World::new(shape, json!({"members": 3}));
         world.silent = [("orders-0".into(), 10), ("orders-1".into(), 10)].into();
         world.until("a founder", |world| founder(world).is_some());
-        assert_eq!(founder(&world).as_deref(), Some("orders-2"));
+        // Where members come one after the other, the first one founds, however long it takes to answer.
+        let expected = if matches!(shape, Shape::Quorum) { "orders-0" } else { "orders-2" };
+        assert_eq!(founder(&world).as_deref(), Some(expected));
         world.edit(json!({"members": 1}));
         world.settle();
         assert_eq!(world.engine.foundings.len(), 1, "{shape:?}");
