@@ -112,7 +112,7 @@ fn a_founder_at_work_is_not_shrunk_away() {
         world.edit(json!({"members": 1}));
         world.settle();
         assert_eq!(world.engine.foundings.len(), 1, "{shape:?}");
-        assert_eq!(world.engine.foundings[0].0, "orders-2", "{shape:?}");
+        assert_eq!(world.engine.foundings[0].0, expected, "{shape:?}");
         assert!(world.condition("Ready").starts_with("True"), "{shape:?}");
     }
 }
