@@ -14,6 +14,8 @@ use super::records::Record;
 
 /// Time between two heartbeats of a leader.
 const HEARTBEAT: Duration = Duration::from_millis(200);
+/// Longest wait for the others' answers.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Without a heartbeat for this long, plus a share that differs by member, a member stands for election.
 const ELECTION: Duration = Duration::from_millis(800);
 
@@ -55,14 +57,35 @@ pub fn replicate(engine: &Arc<Engine>) -> usize {
         let state = engine.state();
         (others(&state), state.cluster.member.clone())
     };
-    let threads: Vec<_> = peers
-        .into_iter()
-        .map(|peer| {
-            let (engine, own) = (Arc::clone(engine), own.clone());
-            std::thread::spawn(move || bring_up(&engine, &peer, &own).is_some())
-        })
-        .collect();
-    1 + threads.into_iter().filter_map(|thread| thread.join().ok()).filter(|reached| *reached).count()
+    let members = peers.len() + 1;
+    let asks = peers.into_iter().map(|peer| {
+        let (engine, own) = (Arc::clone(engine), own.clone());
+        move || bring_up(&engine, &peer, &own).is_some()
+    });
+    count(members, asks)
+}
+
+/// How many members say yes, this one included: as soon as it is a majority, or everybody answered, or time is up. A member that
+/// cannot be reached keeps nobody waiting.
+fn count<F: FnOnce() -> bool + Send + 'static>(members: usize, asks: impl Iterator<Item = F>) -> usize {
+    let (sender, answers) = std::sync::mpsc::channel();
+    for ask in asks {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            // Nobody listens any more when the count is over.
+            let _late = sender.send(ask());
+        });
+    }
+    drop(sender);
+    let deadline = Instant::now() + PATIENCE;
+    let mut yes = 1;
+    while yes * 2 <= members {
+        match answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(answer) => yes += usize::from(answer),
+            Err(_) => break,
+        }
+    }
+    yes
 }
 
 fn others(state: &State) -> Vec<Peer> {
@@ -192,16 +215,11 @@ fn stand(engine: &Arc<Engine>) {
 fn wins(engine: &Arc<Engine>, question: &str) -> bool {
     let peers = others(&engine.state());
     let members = peers.len() + 1;
-    let threads: Vec<_> = peers
-        .into_iter()
-        .map(|peer| {
-            let (engine, question) = (Arc::clone(engine), question.to_owned());
-            let ask = move || client::ask(&peer.address, &engine.secret, &question).is_ok_and(|answer| answer == "YES");
-            std::thread::spawn(ask)
-        })
-        .collect();
-    let votes = 1 + threads.into_iter().filter_map(|thread| thread.join().ok()).filter(|vote| *vote).count();
-    votes * 2 > members
+    let asks = peers.into_iter().map(|peer| {
+        let (engine, question) = (Arc::clone(engine), question.to_owned());
+        move || client::ask(&peer.address, &engine.secret, &question).is_ok_and(|answer| answer == "YES")
+    });
+    count(members, asks) * 2 > members
 }
 
 /// Whether a candidate may have this member's vote for all that its data says.
