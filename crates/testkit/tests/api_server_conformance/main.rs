@@ -135,7 +135,9 @@ async fn send(
     let response = client.send(request).await?;
     let status = response.status().as_u16();
     let bytes = response.into_body().collect_bytes().await?;
-    Ok((status, serde_json::from_slice(&bytes)?))
+    // A path that is not served yet answers plain text.
+    let text = || Value::String(String::from_utf8_lossy(&bytes).into_owned());
+    Ok((status, serde_json::from_slice(&bytes).unwrap_or_else(|_| text())))
 }
 
 /// A custom resource with every kind of list, defaults, limits, status and scale.
