@@ -186,6 +186,10 @@ pub struct DatabaseStatus {
     /// Secret with everything an application needs to connect (Service Binding).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub binding: Option<BindingReference>,
+    /// The last spec that was accepted: what members follow while a later one is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::any_object")]
+    pub accepted_spec: Option<Box<DatabaseSpec>>,
     /// Groups and their members.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupStatus>,
@@ -223,6 +227,9 @@ pub struct GroupStatus {
     /// Names of the members for which data was last spread, for types that rebalance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rebalanced_for: Option<String>,
+    /// How often data was spread.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub rebalances: u64,
     /// Members.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberRecord>,
@@ -254,4 +261,9 @@ pub struct MemberRecord {
     /// The engine's own id of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_id: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }

@@ -1,7 +1,5 @@
 //! Decisions about a DatabaseClass: which images to inspect, what an inspection means, which version a Database gets.
 
-use std::collections::BTreeSet;
-
 use backlot_api::database_class::{ClassVersion, DatabaseClassStatus, InspectedVersion};
 use backlot_api::{Database, DatabaseClass};
 use backlot_standard::manifest::Manifest;
@@ -89,32 +87,43 @@ pub fn image_of(database: &Database, class: Option<&DatabaseClass>) -> ImageFact
             format!("spec.version: {wanted} has no version {chosen}; it has {}", known.join(", ")),
         );
     };
-    let known =
-        || class.status.iter().flat_map(|status| &status.versions).filter(|known| known.version == version.version);
-    // A Database keeps the image that it runs, whatever the class names now: another image is an upgrade.
-    let runs = database.status.as_ref().and_then(|status| status.image.as_ref());
-    let running = runs.and_then(|runs| known().find(|known| known.pinned_image.as_ref() == Some(runs)));
-    let inspected = running.or_else(|| known().find(|known| known.image == version.image));
-    let Some(inspected) = inspected else {
+    if let Some(running) = running_image(database, Some(class)).filter(|known| known.class_version == version.version) {
+        return ImageFacts::Usable(Box::new(running));
+    }
+    let mut known = class.status.iter().flat_map(|status| &status.versions);
+    let Some(inspected) = known.find(|known| known.version == version.version && known.image == version.image) else {
         return refused("ImageNotInspected", format!("image {} is being inspected", version.image));
     };
     if let Some(error) = &inspected.error {
         return refused("ImageRefused", format!("image {} refused: {error}", version.image));
     }
-    let manifest = inspected.manifest.clone().map(serde_json::from_value::<Manifest>);
-    match (manifest, &inspected.pinned_image) {
-        (Some(Ok(manifest)), Some(pinned)) => {
-            let verbs: BTreeSet<_> = inspected.verbs.iter().filter_map(|verb| Verb::from_name(verb)).collect();
-            ImageFacts::Usable(Box::new(UsableImage {
-                class_version: version.version.clone(),
-                pinned: pinned.clone(),
-                manifest,
-                verbs,
-                pull_secrets: class.spec.image_pull_secrets.clone(),
-            }))
-        }
-        _ => refused("ImageNotInspected", format!("image {} is to be inspected again", version.image)),
+    match usable(inspected, class) {
+        Some(image) => ImageFacts::Usable(Box::new(image)),
+        None => refused("ImageNotInspected", format!("image {} is to be inspected again", version.image)),
     }
+}
+
+/// The image that a Database's members run, whatever its spec or its class name now: another image is an upgrade.
+pub fn running_image(database: &Database, class: Option<&DatabaseClass>) -> Option<UsableImage> {
+    let (status, class) = (database.status.as_ref()?, class?);
+    let mut known = class.status.iter().flat_map(|status| &status.versions);
+    let running = known.find(|known| {
+        known.error.is_none()
+            && known.pinned_image.is_some()
+            && known.pinned_image == status.image
+            && Some(&known.version) == status.class_version.as_ref()
+    })?;
+    usable(running, class)
+}
+
+fn usable(inspected: &InspectedVersion, class: &DatabaseClass) -> Option<UsableImage> {
+    Some(UsableImage {
+        class_version: inspected.version.clone(),
+        pinned: inspected.pinned_image.clone()?,
+        manifest: serde_json::from_value(inspected.manifest.clone()?).ok()?,
+        verbs: inspected.verbs.iter().filter_map(|verb| Verb::from_name(verb)).collect(),
+        pull_secrets: class.spec.image_pull_secrets.clone(),
+    })
 }
 
 /// Images that a class named before and whose manifests are kept.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use backlot_api::database::{Founder, GroupStatus, MemberRecord};
 use backlot_api::labels;
-use backlot_standard::manifest::{Manifest, MembershipChange, RollOrder};
+use backlot_standard::manifest::{Manifest, MembershipChange, RollOrder, StartOrder};
 use backlot_standard::request::MemberState;
 use backlot_standard::status::{EnginePhase, MemberStatus};
 use backlot_standard::verb::{RunsOn, Verb};
@@ -226,6 +226,7 @@ pub(crate) fn stored_group(
         leader: recorded.and_then(|group| group.leader.clone()),
         epoch: recorded.map_or(0, |group| group.epoch),
         rebalanced_for: None,
+        rebalances: 0,
         members,
     }
 }
@@ -261,7 +262,12 @@ fn grow(
     mut more: usize,
 ) -> Option<Activity> {
     let ids = wanted.manifest.membership.ids;
-    for ordinal in 0..=ids.max.saturating_sub(ids.min) {
+    // Where members come one after the other, a newcomer is the highest: it may be heard by lower ones only.
+    let first = match wanted.manifest.membership.start {
+        StartOrder::Serial => group.members.iter().map(|member| member.ordinal + 1).max().unwrap_or(0),
+        StartOrder::Parallel => 0,
+    };
+    for ordinal in first..=ids.max.saturating_sub(ids.min) {
         if more == 0 {
             return None;
         }
@@ -282,9 +288,9 @@ fn grow(
         crate::plan::stuck(
             "NoFreeOrdinal",
             format!(
-                "{more} members of {} cannot be added: volumes of members that left occupy every number up to {}. Delete the claims that are not needed",
+                "{more} members of {} cannot be added: every number from {first} to {} is a member's or that of a volume left behind. Delete the claims that are not needed",
                 component.component.name,
-                ids.max
+                ids.max.saturating_sub(ids.min)
             ),
         )
     })

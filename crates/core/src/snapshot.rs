@@ -38,8 +38,10 @@ impl<T> Observed<T> {
 pub struct Snapshot {
     /// The Database.
     pub database: Database,
-    /// What is known of its image.
+    /// What is known of the image that its spec names.
     pub image: ImageFacts,
+    /// The image that its members run, when it is known.
+    pub running: Option<UsableImage>,
     /// Objects in its namespace that carry its name or identity.
     pub objects: Objects,
     /// Reports of its members' agents, by member.

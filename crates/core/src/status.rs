@@ -14,7 +14,7 @@ use crate::names;
 use crate::plan::{Activity, ActivityKind, Plan};
 use crate::routes;
 use crate::snapshot::{Observed, Snapshot};
-use crate::validate::{Refusal, Wanted};
+use crate::validate::{Judgement, Refusal, Wanted};
 
 /// A condition before it has a time.
 struct Verdict {
@@ -28,9 +28,36 @@ fn verdict(kind: &'static str, is_true: bool, reason: impl Into<String>, message
     Verdict { kind, is_true, reason: reason.into(), message: message.into() }
 }
 
-/// Status of a Database with a valid spec.
-pub fn status(snapshot: &Snapshot, wanted: &Wanted, plan: &Plan, now: Timestamp) -> DatabaseStatus {
+/// Status after a pass that was planned like this.
+pub fn status(snapshot: &Snapshot, judgement: &Judgement, plan: &Plan, now: Timestamp) -> DatabaseStatus {
     let previous = snapshot.database.status.clone().unwrap_or_default();
+    let generation = snapshot.database.metadata.generation;
+    if snapshot.database.metadata.deletion_timestamp.is_some() {
+        return deleting(previous, plan, generation, now);
+    }
+    let before = previous.conditions.clone();
+    let (mut status, mut verdicts) = match &judgement.followed {
+        Some(wanted) => followed(snapshot, wanted, plan, previous),
+        None => (previous, vec![]),
+    };
+    if judgement.refusals.is_empty() {
+        status.accepted_spec = Some(Box::new(snapshot.database.spec.clone()));
+    } else {
+        status.summary = Some(refused(&judgement.refusals, &mut verdicts));
+    }
+    status.observed_generation = generation;
+    status.summary = status.summary.map(truncate);
+    status.conditions = conditions(&before, verdicts, generation, now);
+    status
+}
+
+/// Status of a Database whose members follow a spec, and the verdicts on it: Ready first.
+fn followed(
+    snapshot: &Snapshot,
+    wanted: &Wanted,
+    plan: &Plan,
+    previous: DatabaseStatus,
+) -> (DatabaseStatus, Vec<Verdict>) {
     let members: Vec<_> = plan.groups.iter().flat_map(|group| &group.members).collect();
     let is_ready = |name: &str| {
         agent(snapshot, name).is_some_and(|status| {
@@ -47,18 +74,18 @@ pub fn status(snapshot: &Snapshot, wanted: &Wanted, plan: &Plan, now: Timestamp)
         .map(|member| describe(snapshot, &member.name))
         .collect();
     let available = available(snapshot, wanted, plan, leader.as_deref());
-    let work = plan.activities.iter().find(|activity| activity.kind == ActivityKind::Working);
-    let obstacle = plan.activities.iter().find(|activity| activity.kind == ActivityKind::Stuck);
+    let first = |kind| plan.activities.iter().find(|activity| activity.kind == kind);
+    let obstacle = first(ActivityKind::Stuck);
+    let (work, pause) = (first(ActivityKind::Working), first(ActivityKind::Paused));
     let is_complete = ready == wants && joined == members.len() && available.is_true;
     let verdicts = vec![
-        ready_verdict(is_complete, ready, wants, &unwell, obstacle.or(work), &available),
-        progressing(work, obstacle),
+        ready_verdict(is_complete, ready, wants, &unwell, obstacle.or(work).or(pause), &available),
+        progressing(work, obstacle.or(pause)),
         degraded(&unwell, obstacle),
         available,
     ];
-    let summary = summary(&verdicts, obstacle.or(work), &unwell);
-    DatabaseStatus {
-        observed_generation: snapshot.database.metadata.generation,
+    let summary = summary(&verdicts, obstacle.or(work).or(pause), &unwell);
+    let status = DatabaseStatus {
         cluster_uid: Some(wanted.cluster_uid.clone()),
         version: Some(wanted.manifest.version.clone()),
         class_version: Some(wanted.class_version.clone()),
@@ -66,54 +93,43 @@ pub fn status(snapshot: &Snapshot, wanted: &Wanted, plan: &Plan, now: Timestamp)
         members: u32::try_from(joined).unwrap_or(u32::MAX),
         ready_members: Some(format!("{ready}/{wants}")),
         leader: if has_leader(wanted) { leader } else { None },
-        summary: Some(truncate(summary)),
+        summary: Some(summary),
         selector: Some(format!("{CLUSTER_UID}={}", wanted.cluster_uid)),
         binding: Some(BindingReference { name: names::binding_secret(&wanted.name) }),
         groups: plan.groups.clone(),
-        conditions: conditions(&previous.conditions, verdicts, snapshot.database.metadata.generation, now),
-    }
+        ..previous
+    };
+    (status, verdicts)
 }
 
-/// Status of a Database whose spec is refused: what runs is still told.
-pub fn refused(snapshot: &Snapshot, refusals: &[Refusal], now: Timestamp) -> DatabaseStatus {
-    let previous = snapshot.database.status.clone().unwrap_or_default();
+/// Puts a refused spec into the verdicts; answers the summary. What members do all the same is still told.
+fn refused(refusals: &[Refusal], verdicts: &mut Vec<Verdict>) -> String {
     let reason = refusals.first().map_or("SpecRefused", |refusal| refusal.reason);
     let message = refusals.iter().map(|refusal| refusal.message.as_str()).collect::<Vec<_>>().join("; ");
     // An image that is being inspected is no fault of anybody.
     let is_waiting = refusals.iter().all(|refusal| refusal.reason == "ImageNotInspected");
-    let was_available = previous.conditions.iter().find(|condition| condition.type_ == "Available");
-    let mut verdicts = vec![
-        verdict("Ready", false, reason, message.clone()),
-        if is_waiting {
-            verdict("Progressing", true, reason, message.clone())
-        } else {
-            verdict("Progressing", false, reason, "nothing is changed until the spec is accepted")
-        },
-        verdict("Degraded", !is_waiting, reason, message.clone()),
-    ];
-    if let Some(condition) = was_available {
-        verdicts.push(verdict("Available", condition.status == "True", &condition.reason, &condition.message));
+    let is_at_work = verdicts.iter().any(|known| known.kind == "Progressing" && known.is_true);
+    verdicts.retain(|known| known.kind == "Available" || (known.kind == "Progressing" && is_at_work));
+    verdicts.insert(0, verdict("Ready", false, reason, message.clone()));
+    if is_waiting && !is_at_work {
+        verdicts.insert(1, verdict("Progressing", true, reason, message.clone()));
+    } else if !is_at_work {
+        verdicts.insert(1, verdict("Progressing", false, reason, "nothing is changed until the spec is accepted"));
     }
-    DatabaseStatus {
-        observed_generation: snapshot.database.metadata.generation,
-        summary: Some(truncate(format!("{}: {message}", if is_waiting { "Waits" } else { "Refused" }))),
-        conditions: conditions(&previous.conditions, verdicts, snapshot.database.metadata.generation, now),
-        ..previous
-    }
+    verdicts.insert(2, verdict("Degraded", !is_waiting, reason, message.clone()));
+    format!("{}: {message}", if is_waiting { "Waits" } else { "Refused" })
 }
 
-/// Status of a Database that is being deleted.
-pub fn deleting(snapshot: &Snapshot, plan: &Plan, now: Timestamp) -> DatabaseStatus {
-    let previous = snapshot.database.status.clone().unwrap_or_default();
+fn deleting(previous: DatabaseStatus, plan: &Plan, generation: Option<i64>, now: Timestamp) -> DatabaseStatus {
     let message = plan.activities.first().map_or_else(|| "is deleted".to_owned(), |activity| activity.message.clone());
     let verdicts = vec![
         verdict("Ready", false, "Deleting", message.clone()),
         verdict("Progressing", true, "Deleting", message.clone()),
     ];
     DatabaseStatus {
-        observed_generation: snapshot.database.metadata.generation,
+        observed_generation: generation,
         summary: Some(truncate(format!("Deleting: {message}"))),
-        conditions: conditions(&previous.conditions, verdicts, snapshot.database.metadata.generation, now),
+        conditions: conditions(&previous.conditions, verdicts, generation, now),
         ..previous
     }
 }

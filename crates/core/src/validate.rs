@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use backlot_api::Database;
 use backlot_api::database::{ComponentOverride, DeletionPolicy, Placement};
+use backlot_api::{Database, DatabaseSpec};
 use backlot_standard::config::{self, Apply, SettingError};
 use backlot_standard::manifest::{Component, DurabilityLevel, Elections, Manifest};
 use backlot_standard::status::EnginePhase;
@@ -101,6 +101,27 @@ fn refuse(reason: &'static str, message: impl Into<String>) -> Refusal {
     Refusal { reason, message: message.into() }
 }
 
+/// What the spec of a Database comes to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// What members follow: the spec or, while that is refused, the one accepted last. `None` when there is none that
+    /// holds: then nothing is touched.
+    pub followed: Option<Wanted>,
+    /// Why the spec is refused; empty when it is accepted.
+    pub refusals: Vec<Refusal>,
+}
+
+/// Judges the spec: a refused edit changes nothing, and keeps nobody from healing what it would have changed.
+pub fn judge(snapshot: &Snapshot) -> Judgement {
+    match validate(snapshot) {
+        Ok(wanted) => Judgement { followed: Some(wanted), refusals: vec![] },
+        Err(refusals) => {
+            let earlier = accepted(snapshot).filter(|(_, refusals)| refusals.is_empty());
+            Judgement { followed: earlier.map(|(wanted, _)| wanted), refusals }
+        }
+    }
+}
+
 /// Checks a snapshot's spec against its image and what exists.
 ///
 /// # Errors
@@ -110,7 +131,7 @@ pub fn validate(snapshot: &Snapshot) -> Result<Wanted, Vec<Refusal>> {
         ImageFacts::Usable(image) => image,
         ImageFacts::Refused { reason, message } => return Err(vec![refuse(reason, message.clone())]),
     };
-    let (wanted, mut refusals) = examine(snapshot, image);
+    let (wanted, mut refusals) = examine(snapshot, &snapshot.database, image);
     if refusals.is_empty() {
         return Ok(wanted);
     }
@@ -124,17 +145,24 @@ pub fn validate(snapshot: &Snapshot) -> Result<Wanted, Vec<Refusal>> {
     Err(refusals)
 }
 
-/// What is known of a Database that has been accepted before, whatever its spec says now: a refused edit must not keep its
-/// routes from following a leader. `None` when even its identity is in doubt.
-pub fn accepted(snapshot: &Snapshot) -> Option<Wanted> {
-    let ImageFacts::Usable(image) = &snapshot.image else { return None };
-    snapshot.database.status.as_ref()?.cluster_uid.as_ref()?;
+/// What routes need to know of a Database that was accepted once, whatever its spec says now. `None` when its identity or
+/// what it runs is in doubt.
+pub fn routed(snapshot: &Snapshot) -> Option<Wanted> {
     records::identity(snapshot).ok()?;
-    Some(examine(snapshot, image).0)
+    accepted(snapshot).map(|(wanted, _)| wanted)
 }
 
-fn examine(snapshot: &Snapshot, image: &UsableImage) -> (Wanted, Vec<Refusal>) {
-    let database = &snapshot.database;
+/// The spec that was accepted last, on the image that runs, and what speaks against it now. Hands off and what becomes of
+/// the volumes are as the present spec says.
+fn accepted(snapshot: &Snapshot) -> Option<(Wanted, Vec<Refusal>)> {
+    let (running, now) = (snapshot.running.as_ref()?, &snapshot.database.spec);
+    let accepted = snapshot.database.status.as_ref()?.accepted_spec.clone()?;
+    let mut database = snapshot.database.clone();
+    database.spec = DatabaseSpec { paused: now.paused, deletion_policy: now.deletion_policy, ..*accepted };
+    Some(examine(snapshot, &database, running))
+}
+
+fn examine(snapshot: &Snapshot, database: &Database, image: &UsableImage) -> (Wanted, Vec<Refusal>) {
     let mut refusals = vec![];
     let identity = records::identity(snapshot).unwrap_or_else(|refusal| {
         refusals.push(refusal);

@@ -122,35 +122,21 @@ pub async fn pass<A: Agents>(operator: &Operator<A>, key: &Key, epoch: u64) -> R
         return Ok(None);
     };
     add_answers(operator, key, &mut snapshot);
-    let now = Timestamp::now();
-    if snapshot.database.metadata.deletion_timestamp.is_some() {
-        let plan = plan::plan_deletion(&snapshot);
-        let status = status::deleting(&snapshot, &plan, now);
-        carry_out(operator, key, &snapshot, &plan, status).await?;
-        return Ok(Some(UNSETTLED));
-    }
-    let wanted = match validate::validate(&snapshot) {
-        Ok(wanted) => wanted,
-        Err(refusals) => {
-            let plan = plan::plan_refused(&snapshot);
-            carry_out(operator, key, &snapshot, &plan, status::refused(&snapshot, &refusals, now)).await?;
-            return Ok(Some(SETTLED));
-        }
-    };
-    let mut plan = plan::plan(&snapshot, &wanted);
+    let judgement = validate::judge(&snapshot);
+    let mut plan = plan::plan_pass(&snapshot, &judgement);
     for _ in 0..ROUNDS {
         if plan.questions.is_empty() {
             break;
         }
         ask(operator, key, &mut snapshot, &plan.questions).await;
-        plan = plan::plan(&snapshot, &wanted);
+        plan = plan::plan_pass(&snapshot, &judgement);
     }
     operator.number(key, &snapshot, &plan);
     operator.memory(key, |memory| {
         plan.activities.extend(memory.told.pending_settings(&snapshot));
         plan.activities.extend(memory.trouble.clone());
     });
-    let status = status::status(&snapshot, &wanted, &plan, now);
+    let status = status::status(&snapshot, &judgement, &plan, Timestamp::now());
     let is_settled = plan.activities.is_empty() && plan.writes.is_empty() && plan.operations.is_empty();
     carry_out(operator, key, &snapshot, &plan, status).await?;
     Ok(Some(if is_settled { SETTLED } else { UNSETTLED }))

@@ -106,9 +106,11 @@ impl Caches {
             agents.follow(key, &access);
         }
         let reports = objects.pods.iter().map(|pod| (pod.name_any(), agents.observe(key, &pod.name_any())));
+        let class = self.class_of(&database);
         Some(Snapshot {
             agents: reports.collect::<BTreeMap<_, _>>(),
-            image: class::image_of(&database, self.class_of(&database).as_deref()),
+            image: class::image_of(&database, class.as_deref()),
+            running: class::running_image(&database, class.as_deref()),
             database,
             objects,
             answers: Answers::default(),

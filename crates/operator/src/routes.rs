@@ -21,7 +21,7 @@ pub async fn pass<A: Agents>(operator: &Operator<A>, key: &Key) -> Result<Option
         return Ok(None);
     }
     // Also with a refused spec: its leader may move all the same.
-    let Some(wanted) = validate::accepted(&snapshot) else { return Ok(Some(AGAIN)) };
+    let Some(wanted) = validate::routed(&snapshot) else { return Ok(Some(AGAIN)) };
     if snapshot.objects.services.is_empty() {
         return Ok(Some(AGAIN));
     }

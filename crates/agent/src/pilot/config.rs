@@ -32,10 +32,9 @@ pub fn settle(
             }
         }
     }
+    // What the engine was started with waits for nothing, whatever it says: it would be restarted for it for ever.
     let mut pending: Vec<String> = changed(&now, wanted).cloned().collect();
-    pending.extend(waiting.unwrap_or_default().iter().cloned());
     pending.sort();
-    pending.dedup();
     (now, pending)
 }
 
@@ -87,6 +86,7 @@ mod tests {
             ("a cold key", "live=1 cold=2", None, "live=1 cold=1", "cold"),
             ("both", "live=2 cold=2", Some(""), "live=2 cold=1", "cold"),
             ("the engine says that a live key waits", "live=2 cold=1", Some("live"), "live=1 cold=1", "live"),
+            ("the engine says that what it has waits", "live=1 cold=1", Some("cold"), "live=1 cold=1", ""),
             ("reverted", "live=1 cold=1", None, "live=1 cold=1", ""),
             ("removed", "cold=1", Some(""), "cold=1", ""),
             ("added cold", "live=1 cold=1 unknown=1", None, "live=1 cold=1", "unknown"),

@@ -12,9 +12,9 @@ use crate::build::Kind;
 use crate::snapshot::{Snapshot, belongs_to};
 
 /// Plans one pass for a Database that is being deleted.
-pub fn plan_deletion(snapshot: &Snapshot) -> Plan {
+pub(super) fn plan_deletion(snapshot: &Snapshot) -> Plan {
     let database = &snapshot.database;
-    let mut plan = super::plan_refused(snapshot);
+    let mut plan = Plan::untouched(snapshot);
     if !database.finalizers().iter().any(|finalizer| finalizer == labels::FINALIZER) {
         return plan;
     }

@@ -133,10 +133,13 @@ pub(super) fn rebalance(group: &mut Group<'_>, plan: &mut Plan) -> bool {
     }
     let subject = names.first().map(ToString::to_string).unwrap_or_default();
     let incarnations: Vec<_> = group.stored.members.iter().filter_map(|member| member.incarnation.as_deref()).collect();
-    let id = format!("rebalance/{}/{}", group.title(), short_hash(&incarnations.join(",")));
+    // Counted, so that the way back to a set that was there before is another operation.
+    let number = group.stored.rebalances + 1;
+    let id = format!("rebalance/{}/{number}/{}", group.title(), short_hash(&incarnations.join(",")));
     let report = group.report(&id).cloned();
     if report.as_ref().is_some_and(|report| report.state == OperationState::Done) {
         group.next.rebalanced_for = Some(members);
+        group.next.rebalances = number;
         plan.activities.push(working("Rebalanced", "data was spread"));
         return true;
     }

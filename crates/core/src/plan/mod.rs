@@ -26,10 +26,8 @@ use serde_json::{Value, json};
 use crate::build::{self, Object, SecretOrder};
 use crate::records;
 use crate::snapshot::{Observed, Question, Snapshot};
-use crate::validate::{Wanted, WantedComponent};
+use crate::validate::{Judgement, Wanted, WantedComponent};
 use crate::view;
-
-pub use delete::plan_deletion;
 
 /// What one pass does. Carried out in the order of the fields.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,6 +46,14 @@ pub struct Plan {
     pub view: Option<ClusterView>,
     /// Operations on members.
     pub operations: Vec<Operation>,
+}
+
+impl Plan {
+    /// Records stay as they are, and nothing else is done.
+    fn untouched(snapshot: &Snapshot) -> Self {
+        let groups = snapshot.database.status.as_ref().map(|status| status.groups.clone()).unwrap_or_default();
+        Self { groups, ..Self::default() }
+    }
 }
 
 /// A write to the Kubernetes API.
@@ -121,13 +127,15 @@ pub struct Activity {
     pub message: String,
 }
 
-/// Work or obstacle.
+/// Work, obstacle or rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActivityKind {
     /// Goes on by itself.
     Working,
     /// Waits for something that may need a person.
     Stuck,
+    /// A person wants nothing to be done.
+    Paused,
 }
 
 /// Something that happened.
@@ -154,6 +162,17 @@ pub(crate) struct Group<'a> {
 const STAGES: &[fn(&mut Group<'_>, &mut Plan) -> bool] =
     &[keep::members, found::found, leave::leave, join::join, join::rebalance, roll::restart];
 
+/// Plans one pass: the deletion when there is one, else towards what members are to follow.
+pub fn plan_pass(snapshot: &Snapshot, judgement: &Judgement) -> Plan {
+    if snapshot.database.metadata.deletion_timestamp.is_some() {
+        return delete::plan_deletion(snapshot);
+    }
+    match &judgement.followed {
+        Some(wanted) => plan(snapshot, wanted),
+        None => Plan::untouched(snapshot),
+    }
+}
+
 /// Plans one pass for a valid spec.
 pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
     let mut plan = Plan::default();
@@ -167,10 +186,11 @@ pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
         groups.push(Group { snapshot, wanted, component, stored, next });
     }
     if wanted.paused {
-        plan.activities.push(working(
-            "Paused",
-            "spec.paused is set: the operator observes and keeps routes, and changes nothing else",
-        ));
+        plan.activities.push(Activity {
+            kind: ActivityKind::Paused,
+            reason: "Paused",
+            message: "spec.paused is set: the operator observes and keeps routes, and changes nothing else".to_owned(),
+        });
     } else {
         keep::secret(snapshot, wanted, &groups, &mut plan);
         keep::objects(snapshot, wanted, &groups, &mut plan);
@@ -200,12 +220,6 @@ pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
         plan.operations.clear();
     }
     plan
-}
-
-/// Plans one pass for a refused spec: records stay, nothing is touched.
-pub fn plan_refused(snapshot: &Snapshot) -> Plan {
-    let groups = snapshot.database.status.as_ref().map(|status| status.groups.clone()).unwrap_or_default();
-    Plan { groups, ..Plan::default() }
 }
 
 /// Whether a member's agent says now that it leads.

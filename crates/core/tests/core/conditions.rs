@@ -1,7 +1,7 @@
 //! Status: honest, stable, and small.
 
 use backlot_core::plan::{Activity, ActivityKind, Plan};
-use backlot_core::validate::Refusal;
+use backlot_core::validate::{Judgement, Refusal};
 use backlot_core::{status, validate};
 use backlot_standard::result::ClusterHealth;
 use jiff::Timestamp;
@@ -82,9 +82,9 @@ fn available_is_what_members_say_themselves() {
             health.cluster = ClusterHealth::PartlyLost;
         }
     }
-    let wanted = validate::validate(&snapshot).unwrap();
-    let plan = backlot_core::plan::plan(&snapshot, &wanted);
-    let status = status::status(&snapshot, &wanted, &plan, Timestamp::UNIX_EPOCH);
+    let judgement = validate::judge(&snapshot);
+    let plan = backlot_core::plan::plan_pass(&snapshot, &judgement);
+    let status = status::status(&snapshot, &judgement, &plan, Timestamp::UNIX_EPOCH);
     let available = status.conditions.iter().find(|known| known.type_ == "Available").unwrap();
     assert_eq!((available.status.as_str(), available.reason.as_str()), ("False", "NoMemberServes"));
 }
@@ -102,9 +102,9 @@ fn of_two_members_that_claim_to_lead_the_newer_one_is_believed() {
     claim("orders-0", 3);
     claim("orders-1", 4);
     claim("orders-2", 2);
-    let wanted = validate::validate(&snapshot).unwrap();
-    let plan = backlot_core::plan::plan(&snapshot, &wanted);
-    let status = status::status(&snapshot, &wanted, &plan, Timestamp::UNIX_EPOCH);
+    let judgement = validate::judge(&snapshot);
+    let plan = backlot_core::plan::plan_pass(&snapshot, &judgement);
+    let status = status::status(&snapshot, &judgement, &plan, Timestamp::UNIX_EPOCH);
     assert_eq!(status.leader.as_deref(), Some("orders-1"));
 }
 
@@ -112,7 +112,7 @@ fn of_two_members_that_claim_to_lead_the_newer_one_is_believed() {
 fn obstacles_come_before_work_and_messages_are_cut() {
     let world = World::ready(Shape::Agent, json!({"members": 3}));
     let snapshot = world.snapshot();
-    let wanted = validate::validate(&snapshot).unwrap();
+    let accepted = validate::judge(&snapshot);
     let activity = |kind, reason, message: &str| Activity { kind, reason, message: message.to_owned() };
     let plan = Plan {
         groups: world.database.status.clone().unwrap().groups,
@@ -122,7 +122,7 @@ fn obstacles_come_before_work_and_messages_are_cut() {
         ],
         ..Plan::default()
     };
-    let status = status::status(&snapshot, &wanted, &plan, Timestamp::UNIX_EPOCH);
+    let status = status::status(&snapshot, &accepted, &plan, Timestamp::UNIX_EPOCH);
     let reasons: Vec<_> = status.conditions.iter().map(|known| known.reason.as_str()).collect();
     assert_eq!(reasons, ["Ready", "Leaving", "LeaveFailed", "LeaderWritable"]);
     let longest = status.conditions.iter().map(|known| known.message.len()).max().unwrap();
@@ -131,7 +131,8 @@ fn obstacles_come_before_work_and_messages_are_cut() {
     let refusals: Vec<_> = (0..200)
         .map(|number| Refusal { reason: "SettingRefused", message: format!("spec.config.k{number}: no") })
         .collect();
-    let status = status::refused(&snapshot, &refusals, Timestamp::UNIX_EPOCH);
+    let refused = Judgement { refusals, ..accepted };
+    let status = status::status(&snapshot, &refused, &plan, Timestamp::UNIX_EPOCH);
     assert!(status.conditions.iter().all(|known| known.message.len() < 1100) && status.summary.unwrap().len() < 1100);
     assert_eq!(status.groups, snapshot.database.status.unwrap().groups, "records survive a refusal");
 }

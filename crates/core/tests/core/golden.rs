@@ -131,16 +131,10 @@ fn tell(plan: &Plan, with_objects: bool) -> Told {
 }
 
 fn told(snapshot: &Snapshot, with_objects: bool) -> Told {
-    if snapshot.database.metadata.deletion_timestamp.is_some() {
-        return tell(&plan::plan_deletion(snapshot), with_objects);
-    }
-    match validate::validate(snapshot) {
-        Ok(wanted) => tell(&plan::plan(snapshot, &wanted), with_objects),
-        Err(refusals) => {
-            let refused = refusals.iter().map(|refusal| format!("{}: {}", refusal.reason, refusal.message)).collect();
-            Told { refused, ..tell(&plan::plan_refused(snapshot), with_objects) }
-        }
-    }
+    let judgement = validate::judge(snapshot);
+    let refusals = judgement.refusals.iter();
+    let refused = refusals.map(|refusal| format!("{}: {}", refusal.reason, refusal.message)).collect();
+    Told { refused, ..tell(&plan::plan_pass(snapshot, &judgement), with_objects) }
 }
 
 fn parse<T: DeserializeOwned>(case: &Path, file: &str, text: &str) -> T {

@@ -1,5 +1,6 @@
 //! Growing: members start and join as the type allows, and a grow that cannot succeed is taken back by reverting.
 
+use backlot_standard::manifest::StartOrder;
 use serde_json::json;
 
 use crate::world::{Shape, World};
@@ -68,4 +69,22 @@ fn numbers_that_the_engine_does_not_accept_are_not_given_out() {
     (0..30).for_each(|_| drop(world.step()));
     assert_eq!(world.records(), "0:joined 1:joined 2:joined");
     assert!(world.condition("Degraded").starts_with("True NoFreeOrdinal: 1 members of data cannot be added"));
+}
+
+#[test]
+fn where_members_come_one_after_the_other_a_newcomer_is_the_highest() {
+    let mut image = Shape::Quorum.image();
+    image.manifest.membership.start = StartOrder::Serial;
+    let mut world = World::of(image, json!({"members": 3, "deletionPolicy": "Delete"}));
+    world.settle();
+    // The engine elects another leader while the first one's pod is away, and the leader leaves last.
+    world.remove_pod("orders-0");
+    world.settle();
+    world.edit(json!({"members": 1}));
+    world.settle();
+    let left: u32 = world.records().trim_end_matches(":joined").parse().unwrap();
+    assert!(left > 0);
+    world.edit(json!({"members": 3}));
+    world.settle();
+    assert_eq!(world.records(), format!("{left}:joined {}:joined {}:joined", left + 1, left + 2));
 }

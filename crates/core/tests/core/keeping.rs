@@ -210,6 +210,39 @@ fn deletion_with_delete_removes_pods_then_volumes_then_the_secret() {
 }
 
 #[test]
+fn a_refused_edit_changes_nothing_and_a_lost_pod_still_comes_back() {
+    for shape in [Shape::Quorum, Shape::Agent, Shape::Leaderless] {
+        let mut world = World::ready(shape, json!({"members": 3}));
+        let pod = |world: &World| world.objects.pod("orders-1").map(|pod| pod.spec.clone());
+        let (before, body) = ((world.written.len(), world.delivered.len()), pod(&world));
+        world.edit(json!({"members": 1, "config": {"no-such-key": "1"}}));
+        (0..3).for_each(|_| drop(world.step()));
+        assert_eq!((world.written.len(), world.delivered.len()), before, "{shape:?}");
+        world.remove_pod("orders-1");
+        world.until("the pod is back", |world| pod(world).is_some());
+        (0..20).for_each(|_| drop(world.step()));
+        assert_eq!(pod(&world), body, "{shape:?}");
+        let status = world.database.status.clone().unwrap();
+        assert_eq!(status.ready_members.as_deref(), Some("3/3"), "{shape:?}");
+        assert!(world.condition("Ready").starts_with("False SettingRefused: "), "{}", world.condition("Ready"));
+        assert!(world.condition("Progressing").starts_with("False SettingRefused: "));
+        world.edit(json!({"members": 3, "config": {"no-such-key": null}}));
+        world.settle();
+        assert!(world.condition("Ready").starts_with("True Ready"));
+    }
+}
+
+#[test]
+fn a_refused_edit_may_still_pause() {
+    let mut world = World::ready(Shape::Agent, json!({"members": 3}));
+    world.edit(json!({"paused": true, "config": {"no-such-key": "1"}}));
+    world.remove_pod("orders-1");
+    (0..5).for_each(|_| drop(world.step()));
+    assert!(world.objects.pod("orders-1").is_none());
+    assert!(world.condition("Ready").starts_with("False SettingRefused: "));
+}
+
+#[test]
 fn a_database_that_was_never_accepted_deletes_nothing() {
     let mut world = World::ready(Shape::Agent, json!({"members": 3}));
     world.recreate(json!({"members": 3, "deletionPolicy": "Delete", "durability": "Quorum"}));

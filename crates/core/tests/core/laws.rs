@@ -1,7 +1,10 @@
 //! Laws over random specifications, edits, crashes and losses. What must hold at every act is asserted by the world; here is
 //! what must hold at the end: everything converges, and a settled database is left alone.
 
+use std::collections::BTreeMap;
+
 use backlot_core::plan::Write;
+use backlot_core::validate;
 use backlot_standard::request::MemberState;
 use proptest::prelude::*;
 use serde_json::json;
@@ -70,11 +73,24 @@ fn happen(world: &mut World, shape: Shape, event: &Event) {
         Event::Connections(limit) => world.edit(json!({"config": {"max-connections": limit}})),
         Event::Policy(delete) => world.edit(json!({"deletionPolicy": if delete { "Delete" } else { "Retain" }})),
         Event::Refused => {
-            world.edit(json!({"config": {"no-such-key": "1"}}));
-            let before = (world.written.len(), world.delivered.len());
-            (0..3).for_each(|_| drop(world.pass(Fault::default())));
-            assert_eq!((world.written.len(), world.delivered.len()), before, "a refused spec is acted upon");
-            world.edit(json!({"config": {"no-such-key": null}}));
+            let members = world.database.spec.members;
+            let accepted =
+                |world: &World| world.database.status.as_ref().and_then(|status| status.accepted_spec.clone());
+            let before = accepted(world);
+            world.edit(
+                json!({"members": size(u8::try_from(members.unwrap_or(0)).unwrap()), "config": {"no-such-key": "1"}}),
+            );
+            for _ in 0..3 {
+                let followed = validate::judge(&world.snapshot()).followed;
+                let wants = followed.map(|wanted| (wanted.components[0].members, wanted.components[0].config.clone()));
+                let is_as_accepted = |(count, config): (u32, BTreeMap<String, String>)| {
+                    before.as_ref().is_some_and(|spec| spec.members == Some(count) && spec.config.len() == config.len())
+                };
+                assert!(wants.is_none_or(is_as_accepted), "a refused spec is followed");
+                world.pass(Fault::default());
+                assert_eq!(accepted(world), before);
+            }
+            world.edit(json!({"members": members, "config": {"no-such-key": null}}));
         }
         Event::Restart => world.restart_operator(),
     }

@@ -177,8 +177,9 @@ impl Seen {
             (member.name(), report)
         });
         let agents = agents.collect();
-        let mut snapshot =
-            Snapshot { database, image, objects: Objects::default(), agents, answers: self.answers(), operator };
+        let running = self.status.then(|| self.shape.image());
+        let (objects, answers) = (Objects::default(), self.answers());
+        let mut snapshot = Snapshot { database, image, running, objects, agents, answers, operator };
         self.add_objects(&mut snapshot);
         snapshot
     }

@@ -181,8 +181,9 @@ fn a_version_that_was_chosen_stays_when_the_class_learns_a_newer_one() {
 fn an_image_that_is_being_inspected_degrades_nothing() {
     let mut snapshot = World::new(Shape::Agent, json!({})).snapshot();
     snapshot.image = class::image_of(&asked(None), Some(&acme(&["1"])));
-    let refusals = backlot_core::validate::validate(&snapshot).unwrap_err();
-    let status = backlot_core::status::refused(&snapshot, &refusals, jiff::Timestamp::UNIX_EPOCH);
+    let judgement = backlot_core::validate::judge(&snapshot);
+    let plan = backlot_core::plan::plan_pass(&snapshot, &judgement);
+    let status = backlot_core::status::status(&snapshot, &judgement, &plan, jiff::Timestamp::UNIX_EPOCH);
     let verdicts: Vec<_> = status.conditions.iter().map(|known| format!("{} {}", known.type_, known.status)).collect();
     assert_eq!(verdicts, ["Ready False", "Progressing True", "Degraded False"]);
     assert_eq!(status.summary.as_deref(), Some("Waits: image acme:1 is being inspected"));

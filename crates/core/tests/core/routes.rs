@@ -11,7 +11,7 @@ use crate::world::{Shape, World};
 
 /// Writes as `service epoch: members`.
 fn planned(snapshot: &Snapshot) -> Vec<String> {
-    let wanted = validate::accepted(snapshot).unwrap();
+    let wanted = validate::routed(snapshot).unwrap();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let writes = routes::routes(snapshot, &wanted);
     let described = writes.iter().map(|write| {
@@ -106,17 +106,17 @@ fn a_database_whose_identity_is_in_doubt_has_no_routes() {
     let mut snapshot = ready();
     let labels = snapshot.objects.secret.as_mut().unwrap().metadata.labels.as_mut().unwrap();
     labels.insert(backlot_api::labels::CLUSTER_UID.into(), "other".into());
-    assert!(validate::accepted(&snapshot).is_none());
+    assert!(validate::routed(&snapshot).is_none());
     let mut snapshot = ready();
     snapshot.database.status = None;
-    assert!(validate::accepted(&snapshot).is_none());
+    assert!(validate::routed(&snapshot).is_none());
 }
 
 #[test]
 fn a_route_is_written_only_to_the_slice_that_was_seen() {
     let mut snapshot = ready();
     role(&mut snapshot, "orders-1", Role::Leader, true, 2);
-    let wanted = validate::accepted(&snapshot).unwrap();
+    let wanted = validate::routed(&snapshot).unwrap();
     for write in routes::routes(&snapshot, &wanted) {
         let Write::Apply(object) = write else { panic!("{write:?}") };
         let live = snapshot.objects.slices.iter().find(|slice| slice.metadata.name.as_deref() == Some(&object.name));

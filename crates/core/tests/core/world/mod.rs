@@ -171,6 +171,7 @@ impl World {
         Snapshot {
             database: self.database.clone(),
             image: ImageFacts::Usable(Box::new(self.image.clone())),
+            running: self.database.status.as_ref().and_then(|status| status.image.as_ref()).map(|_| self.image.clone()),
             objects: self.objects.clone(),
             agents: agents.collect(),
             answers: Answers::default(),
@@ -187,31 +188,16 @@ impl World {
         let fresh = self.snapshot();
         let mut snapshot = if fault.stale { self.seen.clone().unwrap_or_else(|| fresh.clone()) } else { fresh.clone() };
         self.seen = Some(fresh);
-        let (plan, status) = if snapshot.database.metadata.deletion_timestamp.is_some() {
-            let plan = plan::plan_deletion(&snapshot);
-            let status = status::deleting(&snapshot, &plan, self.now);
-            (plan, status)
-        } else {
-            match validate::validate(&snapshot) {
-                Err(refusals) => {
-                    let plan = plan::plan_refused(&snapshot);
-                    assert!(plan.writes.is_empty() && plan.operations.is_empty() && plan.view.is_none());
-                    (plan, status::refused(&snapshot, &refusals, self.now))
-                }
-                Ok(wanted) => {
-                    let mut plan = plan::plan(&snapshot, &wanted);
-                    for _ in 0..3 {
-                        if plan.questions.is_empty() {
-                            break;
-                        }
-                        self.ask(&mut snapshot, &plan.questions);
-                        plan = plan::plan(&snapshot, &wanted);
-                    }
-                    let status = status::status(&snapshot, &wanted, &plan, self.now);
-                    (plan, status)
-                }
+        let judgement = validate::judge(&snapshot);
+        let mut plan = plan::plan_pass(&snapshot, &judgement);
+        for _ in 0..3 {
+            if plan.questions.is_empty() {
+                break;
             }
-        };
+            self.ask(&mut snapshot, &plan.questions);
+            plan = plan::plan_pass(&snapshot, &judgement);
+        }
+        let status = status::status(&snapshot, &judgement, &plan, self.now);
         let acted = self.carry_out(&snapshot, &plan, status, fault);
         Outcome { plan, acted }
     }
@@ -299,7 +285,7 @@ impl World {
         if snapshot.database.metadata.deletion_timestamp.is_some() || snapshot.objects.services.is_empty() {
             return;
         }
-        let Some(wanted) = validate::accepted(&snapshot) else { return };
+        let Some(wanted) = validate::routed(&snapshot) else { return };
         for write in routes::routes(&snapshot, &wanted) {
             self.write(&snapshot.database, &write);
         }
