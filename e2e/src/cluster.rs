@@ -1,14 +1,16 @@
 //! The cluster under test, as `cargo xtask e2e` gives it by environment.
 
-use anyhow::Result;
-use std::process::id;
+use anyhow::{Context as _, Result, bail};
+use std::process::{Command, id};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::kubectl::Kubectl;
 use crate::profile::Profile;
 
-/// Environment variable with the pinned image of client pods; set by `cargo xtask e2e`.
-pub const CLIENT_IMAGE: &str = "BACKLOT_E2E_CLIENT_IMAGE";
+/// Environment variable with the name of the local cluster under test; set by `cargo xtask e2e`.
+pub const CLUSTER: &str = "BACKLOT_E2E_CLUSTER";
+/// Environment variable with the program that builds images and gives them to that cluster.
+pub const XTASK: &str = "BACKLOT_E2E_XTASK";
 /// Environment variable with the types to test, separated by commas; all when it is empty.
 pub const TYPES: &str = "BACKLOT_E2E_TYPES";
 
@@ -16,8 +18,7 @@ pub const TYPES: &str = "BACKLOT_E2E_TYPES";
 pub struct Scene {
     /// kubectl in that namespace.
     pub kubectl: Kubectl,
-    /// Image of client pods.
-    pub client_image: String,
+    cluster: String,
 }
 
 /// Makes a namespace for a test; `None`, said aloud, when there is no cluster to test on.
@@ -25,14 +26,14 @@ pub struct Scene {
 /// # Errors
 /// When the namespace cannot be made.
 pub fn scene(name: &str) -> Result<Option<Scene>> {
-    let Ok(client_image) = std::env::var(CLIENT_IMAGE) else {
-        println!("skipped: {CLIENT_IMAGE} is not set; run `cargo xtask e2e`");
+    let Ok(cluster) = std::env::var(CLUSTER) else {
+        println!("skipped: {CLUSTER} is not set; run `cargo xtask e2e`");
         return Ok(None);
     };
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let kubectl = Kubectl::new(format!("{name}-{}", seconds % 100_000 + u64::from(id() % 7)));
     kubectl.make_namespace()?;
-    Ok(Some(Scene { kubectl, client_image }))
+    Ok(Some(Scene { kubectl, cluster }))
 }
 
 /// The types to test.
@@ -46,6 +47,19 @@ pub fn profiles() -> Result<Vec<Profile>> {
 }
 
 impl Scene {
+    /// The checkout's image of this name, built, on every node, pinned by digest.
+    ///
+    /// # Errors
+    /// When it cannot be built or loaded.
+    pub fn image(&self, name: &str) -> Result<String> {
+        let xtask = std::env::var_os(XTASK).with_context(|| format!("{XTASK} is not set; run `cargo xtask e2e`"))?;
+        let output = Command::new(xtask).args(["image", "load", name, "--cluster", &self.cluster]).output()?;
+        if !output.status.success() {
+            bail!("image {name}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
     /// Deletes the namespace with everything in it, volumes included. Called only when the test has passed: after a failure the
     /// databases are left for a look.
     ///

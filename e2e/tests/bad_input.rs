@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use backlot_e2e::cluster::{Scene, profiles, scene};
-use backlot_e2e::database::Database;
+use backlot_e2e::database::{Database, LIMIT};
 use backlot_e2e::kubectl::wait_for;
 use serde_json::{Value, json};
 
@@ -18,9 +18,10 @@ fn a_bad_edit_is_refused_and_reverting_recovers() -> Result<()> {
         let database = Database::new(&scene.kubectl, &format!("db-{}", profile.class), &profile);
         database.create()?;
         database.wait_ready(profile.members)?;
-        let before = pods(&scene, &database)?;
         let (key, value) = (profile.refused.key.clone(), profile.refused.value.clone());
         refused(&database, &json!({"config": {key.clone(): value}}), "SettingRefused", &profile.refused.message)?;
+        lose_pod(&scene, &database)?;
+        let before = pods(&scene, &database)?;
         database.edit(&json!({"config": {key: null}}))?;
         database.wait_ready(profile.members)?;
         refused(&database, &json!({"version": "99"}), "VersionNotFound", "has no version 99")?;
@@ -79,6 +80,19 @@ fn paused_means_hands_off() -> Result<()> {
     database.edit(&json!({"paused": false}))?;
     database.wait_ready(profile.grown)?;
     scene.clean_up()
+}
+
+/// A pod that is lost while the spec is refused comes back as it was.
+fn lose_pod(scene: &Scene, database: &Database) -> Result<()> {
+    let member = database.members()?.pop().context("no members")?;
+    scene.kubectl.run(&["delete", "pod", &member, "--wait=true"])?;
+    let all = format!("{0}/{0}", database.profile.members);
+    wait_for(&format!("{member} back"), LIMIT, || {
+        let pod = scene.kubectl.get("pod", &member)?.unwrap_or_default();
+        let is_back = pod["status"]["containerStatuses"][0]["ready"] == true;
+        Ok((is_back && database.get()?["status"]["readyMembers"] == all).then_some(()))
+    })
+    .with_context(|| database.story())
 }
 
 fn refused(database: &Database, edit: &Value, reason: &str, message: &str) -> Result<()> {

@@ -32,7 +32,7 @@ fn live(scene: &Scene, profile: &Profile) -> Result<()> {
         database.wait_ready(profile.members)
     })?;
     step("write and read through the binding", &|| {
-        database.start_client(&scene.client_image)?;
+        database.start_client(&scene.image("client")?)?;
         database.write(1, 50)?;
         database.verify(1, 50)
     })?;

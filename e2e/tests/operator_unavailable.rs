@@ -15,7 +15,7 @@ fn members_restart_by_themselves_and_the_operators_return_restarts_nothing() -> 
     let database = Database::new(&scene.kubectl, "db", &profile);
     database.create()?;
     database.wait_ready(profile.members)?;
-    database.start_client(&scene.client_image)?;
+    database.start_client(&scene.image("client")?)?;
     database.write(1, 20)?;
     let operator = Kubectl::new("backlot-system");
     operator.run(&["scale", "deployment/backlot-operator", "--replicas=0"])?;

@@ -11,7 +11,7 @@ fn no_password_leaves_its_secret() -> Result<()> {
         let database = Database::new(&scene.kubectl, &format!("db-{}", profile.class), &profile);
         database.create()?;
         database.wait_ready(profile.members)?;
-        database.start_client(&scene.client_image)?;
+        database.start_client(&scene.image("client")?)?;
         database.write(1, 5)?;
         let canaries = canaries(&database)?;
         ensure!(!canaries.is_empty(), "{} has no generated secret", profile.class);

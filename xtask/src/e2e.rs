@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
-use backlot_e2e::cluster::{CLIENT_IMAGE, TYPES};
+use backlot_e2e::cluster::{CLUSTER, TYPES, XTASK};
 use backlot_e2e::profile::checkout;
 use clap::Args;
 
@@ -46,7 +46,7 @@ fn cluster(name: &str, verb: &str) -> Result<()> {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let own = if arguments.cluster.is_none() { Some(own_name()?) } else { None };
     // The process starts itself again with the cluster's environment; only the first one brings it up and down.
-    let is_inner = std::env::var_os(CLIENT_IMAGE).is_some();
+    let is_inner = std::env::var_os(CLUSTER).is_some();
     let name = arguments.cluster.clone().or_else(|| own.clone()).context("no cluster")?;
     if is_inner {
         return test(arguments, &name);
@@ -60,9 +60,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn inner(name: &str) -> Result<()> {
-    let image = install::client_image()?;
-    let status =
-        Command::new(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(CLIENT_IMAGE, image).status()?;
+    let xtask = std::env::current_exe()?;
+    let arguments = std::env::args_os().skip(1);
+    let status = Command::new(&xtask).args(arguments).env(CLUSTER, name).env(XTASK, &xtask).status()?;
     if !status.success() {
         bail!("end-to-end tests on cluster {name} failed");
     }

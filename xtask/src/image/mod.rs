@@ -43,7 +43,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Build images and give them to every node of a local cluster, under their tag and under their digest.
+    /// Build images, give them to every node of a local cluster under tag and digest, and print them pinned by digest.
     Load {
         /// Folder names, as for `build`.
         #[arg(required = true)]
@@ -91,7 +91,9 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Build { all: true, .. } => build_all(&store).map(drop),
         Command::Build { names, all: false } => names.iter().try_for_each(|name| build(&store, name).map(drop)),
         Command::List { json } => list::list(&store, json),
-        Command::Load { names, cluster } => names.iter().try_for_each(|name| load(&store, &cluster, name).map(drop)),
+        Command::Load { names, cluster } => {
+            names.iter().try_for_each(|name| load(&store, &cluster, name).map(|built| println!("{}", built.pinned())))
+        }
         Command::Test { names, all, uid, keep, verbose, limit } => {
             let names = if all { source::tested(&store)? } else { names };
             let options = trial::Options { uid, keep, verbose, limit: Duration::from_secs(limit) };

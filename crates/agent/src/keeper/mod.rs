@@ -8,9 +8,11 @@
 pub mod engine;
 pub mod pilots;
 
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -73,7 +75,8 @@ struct Keeper<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    fn new(settings: &'a Settings) -> nix::Result<Self> {
+    fn new(settings: &'a Settings) -> io::Result<Self> {
+        take_over_ignored_signals()?;
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
             mask.add(signal);
@@ -139,7 +142,7 @@ impl<'a> Keeper<'a> {
     /// Waits until something is to be done.
     fn wait(&self) -> Ready {
         let timeout = self.timeout();
-        let stderr = std::io::stderr();
+        let stderr = io::stderr();
         let interest = |pilot: &PilotProcess| {
             if pilot.has_unsent() { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN }
         };
@@ -303,7 +306,7 @@ impl<'a> Keeper<'a> {
 
     fn start_engine(&mut self, argv: &[String], env: &std::collections::BTreeMap<String, String>) {
         let started = if let Some(engine) = &self.engine {
-            Err(std::io::Error::other(format!("the engine runs already as process {}", engine.running.pid)))
+            Err(io::Error::other(format!("the engine runs already as process {}", engine.running.pid)))
         } else {
             Engine::start(argv, env, self.hello.starts + 1, &mut self.output)
         };
@@ -419,6 +422,15 @@ impl<'a> Keeper<'a> {
             }
         }
     }
+}
+
+/// Takes over the signals that stop an engine. What our parent had ignored (a runtime that was started in the background
+/// ignores SIGINT) would be ignored by every engine too: what a process handles is the default again in those that it starts.
+fn take_over_ignored_signals() -> io::Result<()> {
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2] {
+        signal_hook::flag::register(signal as i32, Arc::default())?;
+    }
+    Ok(())
 }
 
 struct Ready {

@@ -208,7 +208,8 @@ impl TestMember {
 
     pub fn start_keeper(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let command = self.keeper_command(&[]);
+        // Like a runtime that was started in the background: its children ignore SIGINT until they say otherwise.
+        let command = self.keeper_command(&["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]);
         self.spawn(command, log.into());
     }
 
