@@ -64,26 +64,8 @@ impl Scene {
     /// databases are left for a look.
     ///
     /// # Errors
-    /// When it is not gone within three minutes.
+    /// When it is not gone within some minutes.
     pub fn clean_up(&self) -> Result<()> {
-        let databases = self.kubectl.run(&["get", "databases", "-o", "name"])?;
-        for database in databases.lines() {
-            self.kubectl.run(&[
-                "patch",
-                database,
-                "--type",
-                "merge",
-                "-p",
-                r#"{"spec":{"deletionPolicy":"Delete"}}"#,
-            ])?;
-            crate::kubectl::wait_for("finalizer", crate::database::LIMIT, || {
-                let finalizers = self.kubectl.run(&["get", database, "-o", "jsonpath={.metadata.finalizers}"])?;
-                Ok((!finalizers.is_empty()).then_some(()))
-            })?;
-        }
-        if !databases.trim().is_empty() {
-            self.kubectl.run(&["delete", "databases", "--all", "--timeout=180s"])?;
-        }
-        self.kubectl.run(&["delete", "namespace", &self.kubectl.namespace, "--timeout=180s"]).map(drop)
+        self.kubectl.remove_namespace()
     }
 }

@@ -86,6 +86,31 @@ impl Kubectl {
             serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
         self.apply(&body.to_string()).map(drop)
     }
+
+    /// Deletes the namespace with its Databases and all their data: the policy is taken up before anything goes, so that no
+    /// volume outlives them.
+    ///
+    /// # Errors
+    /// When it is not gone within some minutes.
+    pub fn remove_namespace(&self) -> Result<()> {
+        if self.get("namespace", &self.namespace)?.is_none() {
+            return Ok(());
+        }
+        let databases = self.run(&["get", "databases", "-o", "name"])?;
+        for database in databases.lines() {
+            self.run(&["patch", database, "--type", "merge", "-p", r#"{"spec":{"deletionPolicy":"Delete"}}"#])?;
+        }
+        for database in databases.lines() {
+            wait_for(&format!("deletionPolicy of {database} taken up"), Duration::from_mins(3), || {
+                let finalizers = self.run(&["get", database, "-o", "jsonpath={.metadata.finalizers}"])?;
+                Ok((!finalizers.is_empty()).then_some(()))
+            })?;
+        }
+        if !databases.trim().is_empty() {
+            self.run(&["delete", "databases", "--all", "--timeout=180s"])?;
+        }
+        self.run(&["delete", "namespace", &self.namespace, "--timeout=180s"]).map(drop)
+    }
 }
 
 /// Repeats `look` every half second until it answers something or `limit` is over; a failing look is a look without an answer.

@@ -54,27 +54,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         install::install(&arguments.install)?;
         let kubectl = Kubectl::new(NAMESPACE);
         kubectl.make_namespace()?;
-        let nothing = objects(&kubectl)?;
         for profile in arguments.install.profiles()? {
-            creation(&kubectl, &profile, &nothing)?;
+            creation(&kubectl, &profile)?;
         }
         idle(arguments.idle_seconds)?;
         memory()?;
         sizes()?;
-        kubectl
-            .run(&["patch", "databases", "--all", "--type", "merge", "-p", r#"{"spec":{"deletionPolicy":"Delete"}}"#])
-            .ok();
-        sleep(Duration::from_secs(2));
-        kubectl.run(&["delete", "databases", "--all", "--timeout=180s"])?;
-        kubectl.run(&["delete", "namespace", NAMESPACE, "--timeout=180s"]).map(drop)
+        kubectl.remove_namespace()
     })
 }
 
 /// Creates one Database and prints what that took and made.
-fn creation(kubectl: &Kubectl, profile: &Profile, nothing: &BTreeMap<String, usize>) -> Result<()> {
+fn creation(kubectl: &Kubectl, profile: &Profile) -> Result<()> {
     let database = Database::new(kubectl, &format!("db-{}", profile.class), profile);
-    let before = requests()?;
-    let others = objects(kubectl)?;
+    let (before, others) = (requests()?, objects(kubectl)?);
     let start = Instant::now();
     database.create()?;
     database.wait_ready(profile.members)?;
@@ -85,12 +78,10 @@ fn creation(kubectl: &Kubectl, profile: &Profile, nothing: &BTreeMap<String, usi
     let now = objects(kubectl)?;
     let made: BTreeMap<_, _> = now
         .iter()
-        .map(|(kind, count)| (kind.clone(), count - others.get(kind).or(nothing.get(kind)).copied().unwrap_or(0)))
+        .map(|(kind, count)| (kind.clone(), count.saturating_sub(others.get(kind).copied().unwrap_or(0))))
         .filter(|(_, count)| *count > 0)
         .collect();
-    let delta = |methods: &[&str]| -> u64 {
-        methods.iter().map(|method| after.get(*method).unwrap_or(&0) - before.get(*method).unwrap_or(&0)).sum()
-    };
+    let delta = |methods: &[&str]| -> u64 { methods.iter().map(|method| gained(&after, &before, method)).sum() };
     println!("{}: apply → {} of {} Ready {took:.1} s", profile.class, profile.members, profile.members);
     println!("  objects {:?}, {} in all", made, made.values().sum::<usize>());
     println!(
@@ -150,13 +141,18 @@ fn requests() -> Result<BTreeMap<String, u64>> {
     Ok(counts)
 }
 
+/// Requests of this method since `before`; a replica that restarted in between begins at 0.
+fn gained(after: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>, method: &str) -> u64 {
+    after.get(method).unwrap_or(&0).saturating_sub(*before.get(method).unwrap_or(&0))
+}
+
 fn idle(seconds: u64) -> Result<()> {
     let before = requests()?;
     sleep(Duration::from_secs(seconds));
     let after = requests()?;
     let per_minute: BTreeMap<_, _> = after
-        .iter()
-        .map(|(method, count)| (method.clone(), (count - before.get(method).unwrap_or(&0)) * 60 / seconds))
+        .keys()
+        .map(|method| (method.clone(), gained(&after, &before, method) * 60 / seconds))
         .filter(|(_, count)| *count > 0)
         .collect();
     println!("idle: the operator's API requests per minute, all replicas, {seconds} s: {per_minute:?}");

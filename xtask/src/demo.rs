@@ -51,7 +51,10 @@ fn tell(arguments: &Arguments, start: Instant) -> Result<()> {
         .step("build and load the images, install the operator with its Helm chart", || install::install(arguments))?;
     let kubectl = Kubectl::new(NAMESPACE);
     let profiles = arguments.profiles()?;
-    clean(&kubectl)?;
+    if kubectl.get("namespace", NAMESPACE)?.is_some() {
+        println!("• remove what an earlier demo left");
+        kubectl.remove_namespace()?;
+    }
     kubectl.make_namespace()?;
     let mut databases = vec![];
     for profile in &profiles {
@@ -143,26 +146,6 @@ fn example(profile: &Profile) -> Result<(String, String)> {
     let value: serde_json::Value = serde_norway::from_str(&text)?;
     let name = value["metadata"]["name"].as_str().context("the example has no name")?.to_owned();
     Ok((name, text))
-}
-
-/// Removes what an earlier demo left, volumes too.
-fn clean(kubectl: &Kubectl) -> Result<()> {
-    if kubectl.get("namespace", NAMESPACE)?.is_none() {
-        return Ok(());
-    }
-    println!("• remove what an earlier demo left");
-    let list = kubectl.run(&["get", "databases", "-o", "name"])?;
-    for database in list.lines() {
-        kubectl.run(&["patch", database, "--type", "merge", "-p", r#"{"spec":{"deletionPolicy":"Delete"}}"#])?;
-        let finalizers = || kubectl.run(&["get", database, "-o", "jsonpath={.metadata.finalizers}"]);
-        wait_for("deletionPolicy taken up", backlot_e2e::database::LIMIT, || {
-            Ok((!finalizers()?.is_empty()).then_some(()))
-        })?;
-    }
-    if !list.trim().is_empty() {
-        kubectl.run(&["delete", "databases", "--all", "--timeout=180s"])?;
-    }
-    kubectl.run(&["delete", "namespace", NAMESPACE, "--timeout=180s"]).map(drop)
 }
 
 fn print_end(story: &Story, kubectl: &Kubectl, databases: &[Database], start: Instant) -> Result<()> {
