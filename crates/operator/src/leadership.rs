@@ -27,6 +27,8 @@ const PERIOD: Duration = Duration::from_secs(5);
 const LONGEST_IDENTITY: u64 = 4096;
 /// Silence of the holder after which a standby takes over, and age of its own last read after which a leader pauses.
 const SILENCE: Duration = Duration::from_secs(11);
+/// Longest silence that a standby waits for, when it cannot hear holders that live.
+const LONGEST_SILENCE: Duration = Duration::from_mins(5);
 
 /// Who this replica is.
 #[derive(Clone, Debug)]
@@ -41,8 +43,9 @@ pub struct Candidate {
 pub async fn run(api: Api<Lease>, candidate: Candidate, epoch: watch::Sender<Option<u64>>) {
     let mut last_confirmed = Instant::now();
     let mut last_heard = Instant::now();
+    let mut patience = SILENCE;
     loop {
-        match step(&api, &candidate, last_heard).await {
+        match step(&api, &candidate, last_heard + patience).await {
             Ok(Step::Leads(number)) => {
                 last_confirmed = Instant::now();
                 // Who takes over from this replica is heard of from then on: its silence begins there.
@@ -53,12 +56,17 @@ pub async fn run(api: Api<Lease>, candidate: Candidate, epoch: watch::Sender<Opt
                 }
             }
             Ok(Step::Follows { is_alive }) => {
-                if is_alive {
-                    last_heard = Instant::now();
-                }
-                if epoch.borrow().is_some() {
+                let is_deposed = epoch.borrow().is_some();
+                if is_deposed {
                     tracing::warn!("another replica leads now");
                     epoch.send_replace(None);
+                }
+                if is_alive {
+                    last_heard = Instant::now();
+                    patience = SILENCE;
+                } else if is_deposed {
+                    // Two that reach the API server and not each other would take turns: the deposed one waits longer each time.
+                    patience = (patience * 2).min(LONGEST_SILENCE);
                 }
             }
             Err(error) => {
@@ -78,7 +86,7 @@ enum Step {
     Follows { is_alive: bool },
 }
 
-async fn step(api: &Api<Lease>, candidate: &Candidate, last_heard: Instant) -> Result<Step, kube::Error> {
+async fn step(api: &Api<Lease>, candidate: &Candidate, patient_until: Instant) -> Result<Step, kube::Error> {
     let Some(lease) = api.get_opt(LEASE).await? else {
         return take(api, candidate, None).await;
     };
@@ -97,7 +105,7 @@ async fn step(api: &Api<Lease>, candidate: &Candidate, last_heard: Instant) -> R
         }
         None => false,
     };
-    if is_own_address || (!is_alive && last_heard.elapsed() > SILENCE) || holder.is_empty() {
+    if is_own_address || (!is_alive && Instant::now() > patient_until) || holder.is_empty() {
         return take(api, candidate, Some(lease)).await;
     }
     Ok(Step::Follows { is_alive })

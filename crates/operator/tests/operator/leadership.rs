@@ -116,6 +116,18 @@ async fn a_deposed_leader_that_does_not_reach_the_new_one_waits_for_its_silence_
 }
 
 #[tokio::test(start_paused = true)]
+async fn replicas_that_do_not_reach_each_other_do_not_take_turns_for_ever() {
+    let server = ApiServer::new();
+    let first = Replica::start(&server, "a", "127.0.0.1:1");
+    let second = Replica::start(&server, "b", "127.0.0.1:2");
+    seconds(120).await;
+    let early = first.connection.writes().len() + second.connection.writes().len();
+    seconds(240).await;
+    let late = first.connection.writes().len() + second.connection.writes().len() - early;
+    assert!(late <= early / 2 && early > 2, "{early} changes of hands in two minutes, then {late} in four");
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_process_at_the_leaders_address_is_not_the_leader() {
     let server = ApiServer::new();
     let (_process, address) = answers("somebody-else").await;
