@@ -1,0 +1,77 @@
+#!/usr/bin/python3 -IB
+"""poll.py role | health: what this member is. Asks the own server only, which asks the active controller."""
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+from kafka import DATA, Client, Lost, identity  # noqa: E402
+
+env = os.environ
+SELF = int(env["DB_SELF_NUMERIC_ID"])
+WAS_MEMBER = env["DB_SELF_STATE"] in ("joined", "leaving")
+
+
+def finish(**output):
+    with open(env["DB_RESULT"] + ".new", "w", encoding="utf-8") as file:
+        json.dump({"output": output}, file)
+    os.rename(env["DB_RESULT"] + ".new", env["DB_RESULT"])
+    sys.exit(0)
+
+
+def no_answer(process, cluster, reason, message):
+    if sys.argv[1] == "role":
+        finish(role="unknown", writable=False)
+    finish(process=process, ready=False, cluster=cluster, reasons=[reason], message=message)
+
+
+def leader_known():
+    """Whether the log of the metadata has a leader, as the server wrote it down."""
+    try:
+        with open(f"{DATA}/__cluster_metadata-0/quorum-state", encoding="utf-8") as file:
+            return json.load(file)["leaderId"] >= 0
+    except (OSError, ValueError):
+        return False
+
+
+try:
+    client = Client(timeout=3)
+except ConnectionError:
+    # The port opens when the metadata is read and the logs are recovered.
+    lost = WAS_MEMBER and not leader_known()
+    no_answer("starting", "noQuorum" if lost else "unknown", "NoLeader" if lost else "Loading",
+              "waits for a majority of the members" if lost else "the client port is not open yet")
+except Lost:
+    no_answer("hung", "unknown", "NoAnswer", "the server does not answer on its client port")
+try:
+    quorum = client.quorum()
+    alive = client.brokers()
+except Lost:
+    no_answer("up", "noQuorum" if WAS_MEMBER else "unknown", "NoLeader", "no active controller answers: fewer than a majority of the members serve")
+own = next((v for v in quorum["voters"] if v["id"] == SELF and v["dir"] == identity()["directory.id"]), None)
+serves = bool(own) and SELF in alive
+leads = quorum["leader"] == SELF
+if sys.argv[1] == "role":
+    seen = own or next((o for o in quorum["observers"] if o["id"] == SELF), None)
+    finish(role="leader" if leads else "follower" if own else "observer", writable=serves, term=quorum["epoch"],
+           **({"position": {"offset": seen["end"]}} if seen else {}))
+
+ids = [v["id"] for v in quorum["voters"]]
+missing = [v["id"] for v in quorum["voters"] if not v["up"] or v["id"] not in alive]
+cluster, reasons, message = "ok", [], f"{'active controller, ' if leads else ''}{len(ids)} members"
+if missing:
+    cluster, reasons, message = "degraded", ["MembersMissing"], f"members {missing} of {ids} are not in sync or do not serve"
+if leads:  # one member reads all partitions; the others need not
+    partitions = client.partitions()
+    offline = [key for key, p in partitions.items() if p["leader"] < 0]
+    lagging = [key for key, p in partitions.items() if len(p["isr"]) < len(p["replicas"])]
+    if offline:
+        cluster, reasons = "partlyLost", reasons + ["PartitionsOffline"]
+        message = f"{len(offline)} partitions have no leader, first {offline[0][0]}/{offline[0][1]}"
+    elif lagging:
+        cluster, reasons = "degraded", reasons + ["PartitionsUnderReplicated"]
+        message += f"; {len(lagging)} partitions lack replicas in sync, first {lagging[0][0]}/{lagging[0][1]}"
+if not serves:
+    reasons.append("Fenced" if own else "NotAMember")
+    message = "the broker is fenced" if own else "follows the quorum, but has no vote in it"
+finish(process="up", ready=serves, cluster=cluster if own else "unknown", reasons=reasons, message=message)
