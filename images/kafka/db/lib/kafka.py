@@ -1,12 +1,13 @@
 """A Kafka client, as small as the verbs need: one connection, one request at a time, as the user `peer`.
 
 Invariant: a request either has the server's answer, or raises `Lost`: then it may have happened or not, and the caller reads again.
+Modules that take milliseconds to load (socket, base64, json, re) are avoided: this is started every few seconds.
 """
-import base64
 import os
-import socket
-import struct
-import time
+from _socket import SOCK_STREAM, getaddrinfo, socket
+from binascii import a2b_base64, b2a_base64
+from struct import calcsize, pack, unpack
+from time import monotonic
 
 DATA = "/data/kafka"
 STALE = 5000  # milliseconds after which a voter that does not catch up counts as down
@@ -68,67 +69,57 @@ def parse(text):
     return stack[0]
 
 
-def number(value):
-    data = b""
-    while value > 127:
-        data, value = data + bytes([value & 127 | 128]), value >> 7
-    return data + bytes([value])
+def size(value):
+    """A length: seven bits a byte, the last byte first; 0 stands for no value at all."""
+    return (bytes([value & 127 | 128]) + size(value >> 7)) if value > 127 else bytes([value])
 
 
 def encode(kind, value):
-    if kind in ("I", "S") or isinstance(kind, list):
-        if value is None:
-            return b"\0"
-        element = (lambda v: structure(kind, v)) if isinstance(kind, list) else (lambda v: encode(kind.lower(), v))
-        return number(len(value) + 1) + b"".join(map(element, value))
+    if isinstance(kind, list) and isinstance(value, dict):
+        return b"".join(encode(part, value[name]) for name, part in kind) + b"\0"
+    if value is None:
+        return size(0)
     if kind == "s":
-        data = (value or "").encode()
-        return b"\0" if value is None else number(len(data) + 1) + data
+        return size(len(value.encode()) + 1) + value.encode()
     if kind == "u":
-        return base64.urlsafe_b64decode(value + "==")
-    return struct.pack(">" + SIZES[kind], value)
-
-
-def structure(fields, values):
-    return b"".join(encode(kind, values[name]) for name, kind in fields) + b"\0"
+        return a2b_base64(value.replace("-", "+").replace("_", "/") + "==")
+    if isinstance(value, list):
+        return size(len(value) + 1) + b"".join(encode(kind if isinstance(kind, list) else kind.lower(), part) for part in value)
+    return pack(">" + SIZES[kind], value)
 
 
 class Reply:
     def __init__(self, data):
         self.data, self.at = data, 4
 
-    def take(self, size):
-        self.at += size
-        return self.data[self.at - size:self.at]
+    def take(self, count):
+        self.at += count
+        return self.data[self.at - count:self.at]
 
-    def number(self):
-        value = shift = 0
-        while True:
-            byte = self.take(1)[0]
-            value, shift = value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
+    def size(self):
+        byte = self.take(1)[0]
+        return byte & 127 | self.size() << 7 if byte > 127 else byte
 
-    def tags(self):
-        for _ in range(self.number()):
-            self.number()
-            self.take(self.number())
+    def skip_tags(self):
+        for _ in range(self.size()):
+            self.size()
+            self.take(self.size())
 
     def value(self, kind):
-        if kind in ("I", "S") or isinstance(kind, list):
-            read = (lambda: self.structure(kind)) if isinstance(kind, list) else (lambda: self.value(kind.lower()))
-            return [read() for _ in range(self.number() - 1)]
         if kind == "s":
-            size = self.number() - 1
-            return None if size < 0 else self.take(size).decode()
+            count = self.size() - 1
+            return None if count < 0 else self.take(count).decode()
         if kind == "u":
-            return base64.urlsafe_b64encode(self.take(16)).decode().rstrip("=")
-        form = ">" + SIZES[kind]
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+            return b2a_base64(self.take(16), newline=False).decode().rstrip("=").replace("+", "-").replace("/", "_")
+        if kind in ("I", "S"):
+            return [self.value(kind.lower()) for _ in range(self.size() - 1)]
+        if isinstance(kind, list):
+            return [self.structure(kind) for _ in range(self.size() - 1)]
+        return unpack(">" + SIZES[kind], self.take(calcsize(">" + SIZES[kind])))[0]
 
     def structure(self, fields):
         values = {name: self.value(kind) for name, kind in fields}
-        self.tags()
+        self.skip_tags()
         return values
 
 
@@ -136,37 +127,40 @@ class Client:
     """A connection to the server on `host`. Raises ConnectionError when nothing listens there, else Lost."""
 
     def __init__(self, host="127.0.0.1", timeout=10):
-        self.end = time.monotonic() + timeout
+        self.end = monotonic() + timeout
         with open(f"{os.environ['DB_SECRETS']}/peer/current", encoding="utf-8") as file:
             password = file.read().strip()
         try:
-            self.socket = socket.create_connection((host, 9092), min(timeout, 3))
+            family, kind, protocol, _, address = getaddrinfo(host, 9092, 0, SOCK_STREAM)[0]
+            self.socket = socket(family, kind, protocol)
+            self.socket.settimeout(min(timeout, 3))
+            self.socket.connect(address)
         except OSError as error:
             raise ConnectionError(f"{host}: {error}") from error
-        self._exchange(struct.pack(">hhihh5s", 17, 1, 0, -1, 5, b"PLAIN"))  # the mechanism; older than the other requests' form
+        self._exchange(pack(">hhihh5s", 17, 1, 0, -1, 5, b"PLAIN"))  # which mechanism; older than the other requests' form
         self.call("SaslAuthenticate", token=f"\0peer\0{password}")
 
     def _exchange(self, payload):
-        def exactly(size):
+        def exactly(count):
             data = b""
-            while len(data) < size:
-                self.socket.settimeout(max(0.01, self.end - time.monotonic()))
-                part = self.socket.recv(size - len(data))
+            while len(data) < count:
+                self.socket.settimeout(max(0.01, self.end - monotonic()))
+                part = self.socket.recv(count - len(data))
                 if not part:
                     raise Lost("connection closed")
                 data += part
             return data
         try:
-            self.socket.sendall(struct.pack(">i", len(payload)) + payload)
-            return exactly(struct.unpack(">i", exactly(4))[0])
+            self.socket.sendall(pack(">i", len(payload)) + payload)
+            return exactly(unpack(">i", exactly(4))[0])
         except OSError as error:
             raise Lost(str(error)) from error
 
     def call(self, api, /, **values):
         """The answer's fields; the first error that it holds is raised."""
         key, version, request, response = APIS[api]
-        reply = Reply(self._exchange(struct.pack(">hhihx", key, version, 0, -1) + structure(parse(request), values)))
-        reply.tags()
+        reply = Reply(self._exchange(pack(">hhihx", key, version, 0, -1) + encode(parse(request), values)))
+        reply.skip_tags()
         answer = reply.structure(parse(response))
         for part in [answer, *answer.get("results", ())]:
             for result in [part, *part.get("results", ())]:

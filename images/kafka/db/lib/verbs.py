@@ -1,5 +1,5 @@
-#!/usr/bin/python3 -IB
-"""The verbs that change something or are called rarely; the argument says which.
+#!/usr/bin/python3 -IBS
+"""The verbs that change something or are called rarely; the request says which.
 
 Invariant: what is done is decided by what the active controller says, read anew at each call: a repeated call finds the work done.
 A voter is a number together with the identity of its volume (engineId); a new volume is never taken for the old one.
@@ -12,7 +12,7 @@ import re
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+sys.path.insert(0, "/db/lib")
 from kafka import DATA, Client, Lost, Refused, identity  # noqa: E402
 
 BATCH = 20  # partitions that move at the same time: the throttle
@@ -404,7 +404,7 @@ def reconfigure():
 
 if __name__ == "__main__":
     try:
-        globals()[{"post-start": "reconfigure"}.get(sys.argv[1], sys.argv[1].replace("-", "_"))]()
+        globals()[{"post-start": "reconfigure"}.get(request["verb"], request["verb"].replace("-", "_"))]()
     except (Lost, ConnectionError, FileNotFoundError) as error:
         later(f"the server does not answer: {error}")
     except Refused as error:
