@@ -36,17 +36,20 @@ impl Story {
 
 /// Runs the demo on a local cluster, which it brings up.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let start = Instant::now();
+    install::started();
     let program = std::env::current_exe()?;
     let status = Command::new(program).args(["cluster", "--name", &arguments.cluster, "up"]).status()?;
     if !status.success() {
         bail!("cluster {} did not come up", arguments.cluster);
     }
-    install::with_cluster(&arguments.cluster, || tell(arguments, start))
+    install::with_cluster(&arguments.cluster, || tell(arguments))
 }
 
-fn tell(arguments: &Arguments, start: Instant) -> Result<()> {
+fn tell(arguments: &Arguments) -> Result<()> {
     let mut story = Story::default();
+    story
+        .rows
+        .push(("build and start a Kubernetes of three nodes".to_owned(), install::started().elapsed()?.as_secs_f64()));
     story
         .step("build and load the images, install the operator with its Helm chart", || install::install(arguments))?;
     let kubectl = Kubectl::new(NAMESPACE);
@@ -90,7 +93,7 @@ fn tell(arguments: &Arguments, start: Instant) -> Result<()> {
             database.verify(1, 2 * RECORDS)
         })?;
     }
-    print_end(&story, &kubectl, &databases, start)
+    print_end(&story, &kubectl, &databases)
 }
 
 fn change(story: &mut Story, database: &Database, step: DemoStep) -> Result<()> {
@@ -148,12 +151,12 @@ fn example(profile: &Profile) -> Result<(String, String)> {
     Ok((name, text))
 }
 
-fn print_end(story: &Story, kubectl: &Kubectl, databases: &[Database], start: Instant) -> Result<()> {
+fn print_end(story: &Story, kubectl: &Kubectl, databases: &[Database]) -> Result<()> {
     println!("\n{:>8}  what was done", "seconds");
     for (what, took) in &story.rows {
         println!("{took:>8.1}  {what}");
     }
-    println!("{:>8.1}  in all\n", start.elapsed().as_secs_f64());
+    println!("{:>8.1}  in all\n", install::started().elapsed()?.as_secs_f64());
     println!("{}", kubectl.run(&["get", "databases"])?);
     let first = databases.first().map_or("NAME", |database| database.name.as_str());
     println!("The databases still run. To look around:");

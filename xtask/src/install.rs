@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use backlot_e2e::kubectl::{Kubectl, wait_for};
@@ -39,6 +40,18 @@ impl Arguments {
     }
 }
 
+/// Environment variable that tells a process that starts itself again when it began, in milliseconds since 1970.
+const STARTED: &str = "BACKLOT_XTASK_STARTED";
+
+/// When this command began, counted from the first of the processes that carry it out.
+pub fn started() -> SystemTime {
+    static BEGAN: OnceLock<SystemTime> = OnceLock::new();
+    *BEGAN.get_or_init(|| {
+        let millis = std::env::var(STARTED).ok().and_then(|millis| millis.parse().ok());
+        millis.map_or_else(SystemTime::now, |millis| UNIX_EPOCH + Duration::from_millis(millis))
+    })
+}
+
 /// Runs `work` with kubectl, helm and kubeconfig of the cluster in the environment: the process starts itself again with it.
 pub fn with_cluster(cluster: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     if let Ok(provider) = std::env::var("CLUSTER")
@@ -67,8 +80,10 @@ pub fn with_cluster(cluster: &str, work: impl FnOnce() -> Result<()>) -> Result<
     if is_ready {
         return work();
     }
-    let status =
-        Command::new(program).args(std::env::args_os().skip(1)).envs(variables).env("NO_PROXY", "*").status()?;
+    let began = started().duration_since(UNIX_EPOCH)?.as_millis().to_string();
+    let mut again = Command::new(program);
+    again.args(std::env::args_os().skip(1)).envs(variables).env("NO_PROXY", "*").env(STARTED, began);
+    let status = again.status()?;
     std::process::exit(status.code().unwrap_or(1));
 }
 
