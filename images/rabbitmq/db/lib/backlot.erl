@@ -167,9 +167,13 @@ handle(leave, Request = #{<<"cluster">> := #{<<"uid">> := Uid}}, _) ->
     case lists:member(node(), All) of
         false -> done(false);
         true ->
-            rabbit:is_running() andalso empty([Node || Node <- Running, lists:member(Node, Peers)]),
-            mark("left", ""),
-            ok = rabbit:stop(),
+            exists("left") orelse begin
+                serving(),
+                empty([Node || Node <- Running, lists:member(Node, Peers)]),
+                mark("left", "")
+            end,
+            % To stop a broker that was never started would wait for its start.
+            rabbit:is_running() andalso rabbit:stop(),
             erpc:call(Peer, ?MODULE, drop, [node(), false]),
             done(true)
     end;
@@ -242,7 +246,7 @@ handle(health, _, _) ->
                 ['QueuesWithoutLeader' | _] -> partlyLost;
                 _ -> degraded
             end,
-            health(up, not IsDrained, Verdict, Reasons, ["missing: ", names(Missing), "; alarms: ", names(Alarms)]);
+            health(up, not IsDrained, Verdict, Reasons, lists:join("; ", [["missing: ", names(Missing)] || Missing =/= []] ++ [["alarms: ", names(Alarms)] || Alarms =/= []]));
         {none, _} -> health(up, false, unknown, ['NotAMember'], "the member has not joined yet, or has left");
         {_, Nodes} ->
             Alive = [Node || Node <- Nodes, lists:member(Node, [node() | nodes()])],
