@@ -1,7 +1,7 @@
 """A Kafka client, as small as the verbs need: one connection, one request at a time, as the user `peer`.
 
 Invariant: a request either has the server's answer, or raises `Lost`: then it may have happened or not, and the caller reads again.
-Modules that take milliseconds to load (socket, base64, json, re) are avoided: this is started every few seconds.
+What takes milliseconds to load (socket, base64, json, re, names as text) is avoided: this is started every few seconds.
 """
 import os
 from _socket import SOCK_STREAM, getaddrinfo, socket
@@ -131,7 +131,7 @@ class Client:
         with open(f"{os.environ['DB_SECRETS']}/peer/current", encoding="utf-8") as file:
             password = file.read().strip()
         try:
-            family, kind, protocol, _, address = getaddrinfo(host, 9092, 0, SOCK_STREAM)[0]
+            family, kind, protocol, _, address = getaddrinfo(host.encode(), 9092, 0, SOCK_STREAM)[0]
             self.socket = socket(family, kind, protocol)
             self.socket.settimeout(min(timeout, 3))
             self.socket.connect(address)
@@ -169,14 +169,14 @@ class Client:
         return answer
 
     def quorum(self):
-        """Leader, epoch, voters and observers, as the leader tells; each with `up`: is it caught up?"""
+        """Leader, epoch, voters and observers, as the leader tells; each with `up`: is it caught up, and its broker serves?"""
         topic = {"name": "__cluster_metadata", "partitions": [{"index": 0}]}
         result = self.call("DescribeQuorum", topics=[topic])["topics"][0]["results"][0]
         if result["error"]:
             raise Lost(f"no leader: {result['message']}")
-        now = max(voter["caught"] for voter in result["voters"])
+        now, serving = max(voter["caught"] for voter in result["voters"]), self.brokers()
         for replica in result["voters"] + result["observers"]:
-            replica["up"] = now - replica["caught"] < STALE
+            replica["up"] = now - replica["caught"] < STALE and replica["id"] in serving
         return result
 
     def brokers(self):

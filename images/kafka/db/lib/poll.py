@@ -1,24 +1,22 @@
-#!/usr/bin/python3 -IBS
 """The verbs role and health: what this member is. Asks the own server only, which asks the active controller."""
 import os
-import sys
 
-sys.path.insert(0, "/db/lib")
-from kafka import DATA, Client, Lost, identity  # noqa: E402
+from kafka import DATA, Client, Lost, identity
 
 env = os.environ
 SELF = int(env["DB_SELF_NUMERIC_ID"])
-VERB = sys.argv[1].split("/")[-1]
+VERB = env["DB_VERB"]
 WAS_MEMBER = env["DB_SELF_STATE"] in ("joined", "leaving")
 
 
 def finish(**output):
     # No text here holds a quote, so this is JSON, and the module need not be loaded.
+    # No text here holds a quote, so this is JSON, and the module for it need not be loaded.
     text = str({"output": output}).replace("'", '"').replace("True", "true").replace("False", "false")
     with open(env["DB_RESULT"] + ".new", "w", encoding="utf-8") as file:
         file.write(text)
     os.rename(env["DB_RESULT"] + ".new", env["DB_RESULT"])
-    sys.exit(0)
+    os._exit(0)
 
 
 def no_answer(process, cluster, reason, message):
@@ -47,11 +45,10 @@ except Lost:
     no_answer("hung", "unknown", "NoAnswer", "the server does not answer on its client port")
 try:
     quorum = client.quorum()
-    alive = client.brokers()
 except Lost:
     no_answer("up", "noQuorum" if WAS_MEMBER else "unknown", "NoLeader", "no active controller answers: fewer than a majority of the members serve")
 own = next((v for v in quorum["voters"] if v["id"] == SELF and v["dir"] == identity()["directory.id"]), None)
-serves = bool(own) and SELF in alive
+serves = bool(own and own["up"])
 leads = quorum["leader"] == SELF
 if VERB == "role":
     seen = own or next((o for o in quorum["observers"] if o["id"] == SELF), None)
@@ -59,7 +56,7 @@ if VERB == "role":
            **({"position": {"offset": seen["end"]}} if seen else {}))
 
 ids = [v["id"] for v in quorum["voters"]]
-missing = [v["id"] for v in quorum["voters"] if not v["up"] or v["id"] not in alive]
+missing = [v["id"] for v in quorum["voters"] if not v["up"]]
 cluster, reasons, message = "ok", [], f"{'active controller, ' if leads else ''}{len(ids)} members"
 if missing:
     cluster, reasons, message = "degraded", ["MembersMissing"], f"members {missing} of {ids} are not in sync or do not serve"

@@ -290,7 +290,7 @@ def leave():
     if mine:
         check_majority(quorum, SELF)
     going = {SELF} | {members[m]["numericId"] for m in plan.get("leaving") or [] if m in members}
-    stay = {v["id"] for v in quorum["voters"] if v["up"]} & client.brokers() - {SELF}
+    stay = {v["id"] for v in quorum["voters"] if v["up"]} - {SELF}
     if left := move(client, stay - going or stay, {SELF}, len(quorum["voters"]) - len(mine), False):
         pending(f"{left} partitions to move", 0.4)
     remove(quorum, me["id"], SELF, [volume] if mine else [])
@@ -331,7 +331,7 @@ def rebalance():
         later("no member with a quorum answers")
     leaving = set(plan.get("leaving") or [])
     wanted = {m["numericId"] for m in peers if m["state"] == "joined" and m["id"] not in leaving}
-    stay = {v["id"] for v in quorum["voters"] if v["up"]} & client.brokers() & wanted
+    stay = {v["id"] for v in quorum["voters"] if v["up"]} & wanted
     if not stay:
         later("no member that stays is in sync")
     if left := move(client, stay, set(), max(len(stay), plan.get("target") or 0), True):
@@ -345,16 +345,16 @@ def rebalance():
 
 
 def membership():
-    client, quorum, _ = own()
-    alive, ids = client.brokers(), {m["numericId"]: m["id"] for m in peers}
-    voters = [{**({"id": ids[v["id"]]} if v["id"] in ids else {}), "engineId": v["dir"], "vote": True, "up": v["up"] and v["id"] in alive}
+    _, quorum, _ = own()
+    ids = {m["numericId"]: m["id"] for m in peers}
+    voters = [{**({"id": ids[v["id"]]} if v["id"] in ids else {}), "engineId": v["dir"], "vote": True, "up": v["up"]}
               for v in quorum["voters"]]
     done(False, {"version": hashlib.sha256(",".join(sorted(v["engineId"] for v in voters)).encode()).hexdigest()[:16], "members": voters})
 
 
 def can_disrupt():
     client, quorum, _ = own()
-    up = {v["id"] for v in quorum["voters"] if v["up"]} & client.brokers()
+    up = {v["id"] for v in quorum["voters"] if v["up"]}
     partitions = [(key, set(p["isr"]), min(2, len(p["replicas"]))) for key, p in client.partitions().items()]
     spare = len(up) - (len(quorum["voters"]) // 2 + 1)
     allowed, refused, away = [], [], set()
