@@ -160,7 +160,7 @@ def render():
 
 def own():
     """The own server, the quorum as it tells, and the identity of the own volume."""
-    client = Client(timeout=40)
+    client = Client(timeout=request["deadlineSeconds"] * 0.7)
     stored = identity()
     if stored["cluster.id"] != CLUSTER:
         fail(23, "OtherCluster", f"this server belongs to the Kafka cluster {stored['cluster.id']}")
