@@ -48,17 +48,18 @@ fn verbs_that_misbehave_are_told_and_a_corrected_spec_recovers() -> Result<()> {
 
 fn misbehave(scene: &Scene, class: &str) -> Result<()> {
     let profile = profile(class);
-    let ways = ["hang", "crash", "garbage", "huge", "flood"];
-    let databases = ways.map(|way| Database::new(&scene.kubectl, way, &profile));
+    let ways =
+        [("hang", "DeadlineExceeded"), ("crash", "signal 6"), ("garbage", "GarbageResult"), ("huge", "1048576 bytes")];
+    let databases = ways.map(|(way, _)| Database::new(&scene.kubectl, way, &profile));
     for database in &databases {
         let mut manifest = database.manifest(1);
         manifest["spec"]["config"] = json!({"misbehave": format!("found:{}", database.name)});
         scene.kubectl.apply(&manifest.to_string())?;
     }
-    for database in &databases {
-        wait_for(&format!("found: {} is told", database.name), LIMIT, || {
+    for (database, (way, said)) in databases.iter().zip(ways) {
+        wait_for(&format!("found: {way} is told"), LIMIT, || {
             let ready = database.condition("Ready")?;
-            Ok(ready.filter(|(_, reason, message)| reason == "FoundingFailed" && message.contains("attempts")))
+            Ok(ready.filter(|(_, reason, message)| reason == "FoundingFailed" && message.contains(said)))
         })
         .with_context(|| database.story())?;
     }

@@ -35,6 +35,9 @@ const UNSETTLED: Duration = Duration::from_secs(5);
 /// Pause before a settled Database is looked at again, to find drift that no watch told.
 const SETTLED: Duration = Duration::from_mins(10);
 
+/// Time within which an obstacle of one reason is told once: what is tried again and again fails again and again.
+const WARNED: Duration = Duration::from_mins(10);
+
 /// Why a pass failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PassError {
@@ -76,6 +79,18 @@ struct Memory {
     /// Operations that members answered as done when they were asked again, with the member; reports show only recent ones.
     done: Vec<(String, OperationReport)>,
     failures: HashMap<String, (u32, Instant)>,
+    /// When an obstacle was last told, by reason.
+    warned: HashMap<String, Instant>,
+}
+
+impl Memory {
+    /// Whether an obstacle of this reason was not told lately.
+    fn is_news(&mut self, reason: &str) -> bool {
+        self.warned.retain(|_, told| told.elapsed() < WARNED);
+        let is_news = !self.warned.contains_key(reason);
+        self.warned.entry(reason.to_owned()).or_insert_with(Instant::now);
+        is_news
+    }
 }
 
 impl<A: Agents> Operator<A> {
@@ -167,7 +182,7 @@ async fn carry_out<A: Agents>(
         let api: Api<Database> = Api::namespaced(operator.client.clone(), &key.namespace);
         let written = api.replace_status(&key.name, &PostParams::default(), &database).await;
         database = written.map_err(|error| PassError::Status(Box::new(error)))?;
-        tell(operator, &database, before.as_ref(), plan).await;
+        tell(operator, key, &database, before.as_ref(), plan).await;
     }
     let writer = Writer::new(operator.client.clone());
     let mut first_error = None;
@@ -340,7 +355,13 @@ async fn tell_retained<A: Agents>(operator: &Operator<A>, key: &Key) {
 }
 
 /// Tells what happened, once: events of the plan, and a changed reason of Ready.
-async fn tell<A: Agents>(operator: &Operator<A>, database: &Database, before: Option<&DatabaseStatus>, plan: &Plan) {
+async fn tell<A: Agents>(
+    operator: &Operator<A>,
+    key: &Key,
+    database: &Database,
+    before: Option<&DatabaseStatus>,
+    plan: &Plan,
+) {
     let ready = |status: Option<&DatabaseStatus>| {
         let condition =
             status.and_then(|status| status.conditions.iter().find(|condition| condition.type_ == "Ready"))?;
@@ -356,11 +377,31 @@ async fn tell<A: Agents>(operator: &Operator<A>, database: &Database, before: Op
         let mut conditions = database.status.iter().flat_map(|status| &status.conditions);
         let is_degraded = conditions.any(|condition| condition.type_ == "Degraded" && condition.status == "True");
         let is_told = plan.events.iter().any(|event| event.reason == reason);
-        if (status == "True" || is_degraded) && !is_told {
-            all.push(news(status != "True", &reason, &message));
+        let is_warning = status != "True";
+        let is_due = || !is_warning || (is_degraded && operator.memory(key, |memory| memory.is_news(&reason)));
+        if !is_told && is_due() {
+            all.push(news(is_warning, &reason, &message));
         }
     }
     for news in all {
         operator.teller.tell(&database.object_ref(&()), news).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_obstacle_is_told_once_in_a_while_and_another_at_once() {
+        let mut memory = Memory::default();
+        assert_eq!(
+            ["JoinFailed", "JoinFailed", "LeaveFailed"].map(|reason| memory.is_news(reason)),
+            [true, false, true]
+        );
+        tokio::time::advance(WARNED / 2).await;
+        assert!(!memory.is_news("JoinFailed"));
+        tokio::time::advance(WARNED).await;
+        assert!(memory.is_news("JoinFailed"));
     }
 }

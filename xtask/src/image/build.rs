@@ -18,6 +18,9 @@ use super::{archive, base, binaries, process};
 /// Label that says what version of an engine an image brings.
 const VERSION_LABEL: &str = "{{ index .Labels \"dev.backlot.version\" }}";
 
+/// Certificate authorities that an administrator added to a Debian machine; `ca-certificates` takes them up when it is installed.
+const OWN_AUTHORITIES: &str = "/usr/local/share/ca-certificates";
+
 /// Builds every image of the checkout.
 pub fn build_all(store: &Store) -> Result<Vec<Built>> {
     source::all(store)?.iter().map(|source| build_source(store, source)).collect()
@@ -60,6 +63,10 @@ fn build_new(store: &Store, source: &Source, programs: &[PathBuf], hash: &str) -
     // The host's network, because a machine without an engine has no bridge for builds; no registry is asked.
     let mut command =
         engine.command_with_policy(&["build", "--isolation", "chroot", "--network", "host", "--pull=never"]);
+    // What this machine trusts beyond the public authorities, builds trust as well, e.g. a company's mirror of packages.
+    if Path::new(OWN_AUTHORITIES).is_dir() {
+        command.args(["--volume", &format!("{OWN_AUTHORITIES}:{OWN_AUTHORITIES}:ro")]);
+    }
     command.args(["--tag", &by_content, "--file"]).arg(context.join("Containerfile")).arg(&context);
     process::logged(&mut command, &log).with_context(|| format!("cannot build the image {}", source.name))?;
     if context != source.folder {
