@@ -40,12 +40,13 @@ fn process_1_fences_everything_at_its_deadline_and_reaps_all() {
     forget(&member);
     start_contained(&mut member);
     member.wait("the deadline is set", || member.path("set").exists());
+    let sleeps = |line: &str| line.replace('\0', " ").contains("sleep 600");
     let sleepers: Vec<Pid> =
-        processes(&member).into_iter().filter(|(_, line)| line.contains("600")).map(|(pid, _)| pid).collect();
+        processes(&member).into_iter().filter(|(_, line)| sleeps(line)).map(|(pid, _)| pid).collect();
     assert!(sleepers.len() >= 2, "{:?}", processes(&member));
     let started = Instant::now();
     while sleepers.iter().any(|pid| is_alive(*pid)) {
-        assert!(started.elapsed() < Duration::from_secs(3), "the deadline passed and they live");
+        assert!(started.elapsed() < Duration::from_secs(3), "they live: {:?}\n{}", processes(&member), member.log());
         std::thread::sleep(Duration::from_millis(5));
     }
     member.wait("the next pilot is told", || {
