@@ -16,6 +16,8 @@ use crate::install::{self, with_cluster};
 
 /// Arguments of `bench`.
 #[derive(Args, Clone, Debug)]
+// The group of `install`'s arguments, which are flattened in, has the type's name already.
+#[group(id = "bench")]
 pub struct Arguments {
     /// What to measure.
     suite: Suite,

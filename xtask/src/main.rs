@@ -56,3 +56,13 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(arguments) => demo::run(&arguments),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_commands_arguments_fit_together() {
+        super::Arguments::command().debug_assert();
+    }
+}
