@@ -24,9 +24,7 @@ leaving = set((request.get("plan") or {}).get("leaving") or [])
 DATA, STAMP = "/data/db", "/data/db/member"
 UID, MEMBER, EXCLUDED, TEMPLATE = "cluster.metadata.uid", "cluster.metadata.member.", "cluster.routing.allocation.exclude._id", "/_index_template/copies"
 LIVE = ("action.auto_create_index", "action.destructive_requires_name", "cluster.max_shards_per_node", "indices.recovery.max_bytes_per_sec",
-        "cluster.routing.allocation.node_concurrent_recoveries", "cluster.routing.allocation.disk.watermark.low",
-        "cluster.routing.allocation.disk.watermark.high", "cluster.routing.allocation.disk.watermark.flood_stage", "search.max_buckets",
-        "search.default_search_timeout", "indices.breaker.total.limit")
+        "cluster.routing.allocation.node_concurrent_recoveries", "search.max_buckets", "search.default_search_timeout", "indices.breaker.total.limit")
 
 
 class Lost(Exception):
@@ -232,7 +230,7 @@ def render():
     settings = {
         "node.store.allow_mmap": "false", **settings,
         "cluster.name": cluster["engineName"], "node.name": me["id"], "path.data": DATA, "path.logs": "/run/db/logs",
-        "network.bind_host": "0.0.0.0", "network.publish_host": me["name"], "http.port": "9200", "transport.port": "9300", "path.home": "/opt/elasticsearch",
+        "network.host": "0.0.0.0", "http.port": "9200", "transport.port": "9300", "path.home": "/opt/elasticsearch",
         "discovery.seed_providers": "file", "discovery.initial_state_timeout": "5s",
         "xpack.security.enabled": "true", "xpack.security.autoconfiguration.enabled": "false", "xpack.security.authc.reserved_realm.enabled": "false",
         "xpack.security.authc.realms.file.file.order": "0", "xpack.security.authc.realms.native.native.enabled": "false",
@@ -407,7 +405,11 @@ def can_disrupt():
 
 
 def configure(state):
-    return state.set(**{key: plain(key, config[key]) if key in config else None for key in LIVE})
+    """Live settings. The marks of a full disk are shares of the volume's size: the file system below it may be larger, and others' too."""
+    volume = ((request.get("resources") or {}).get("volumes") or {}).get("data")
+    marks = {f"cluster.routing.allocation.disk.watermark.{name}": f"{volume * share // 100}b" if volume else None
+             for name, share in (("low", 15), ("high", 10), ("flood_stage", 5))}
+    return state.set(**marks, **{key: plain(key, config[key]) if key in config else None for key in LIVE})
 
 
 def post_start():
