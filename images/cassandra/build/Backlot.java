@@ -52,7 +52,7 @@ public class Backlot {
             Object answer;
             try {
                 String[] words = JSON.readValue(in.nextLine(), String[].class);
-                answer = started() ? answer(words) : words[0].equals("state") ? Map.of("mode", "STARTING") : polled(words[0], "STARTING", null);
+                answer = started() ? answer(words) : words[0].equals("state") ? Map.of("mode", "STARTING") : polled(words[0], "STARTING");
             } catch (Throwable error) {
                 answer = Map.of("refused", String.valueOf(error.getMessage() == null ? error : error.getMessage()));
             }
@@ -68,7 +68,7 @@ public class Backlot {
     static Object answer(String[] words) throws Exception {
         StorageService service = StorageService.instance;
         switch (words[0]) {
-            case "role": case "health": return polled(words[0], service.getOperationMode(), null);
+            case "role": case "health": return polled(words[0], service.getOperationMode());
             case "state": return state();
             case "cql":
                 var rows = QueryProcessor.process(words[1], ConsistencyLevel.valueOf(words[2]));
@@ -91,16 +91,16 @@ public class Backlot {
         }
     }
 
-    /** Starts work that may take long, unless it is under way; answers what became of the last one. */
+    /** Starts work that may take long, unless it is under way. One call is told how the last one ended, and can look before the next. */
     static Object job(String name, Callable<Object> work) {
-        Future<?> old = jobs.get(name);
-        if (old != null && !old.isDone()) return "runs";
-        jobs.put(name, threads.submit(work));
+        Future<?> job = jobs.computeIfAbsent(name, start -> threads.submit(work));
+        if (!job.isDone()) return "is under way";
+        jobs.remove(name);
         try {
-            if (old != null) old.get();
-            return "started";
+            job.get();
+            return "has ended";
         } catch (Exception failed) {
-            return "started anew after: " + failed.getCause();
+            return "failed: " + failed.getCause();
         }
     }
 
@@ -132,7 +132,7 @@ public class Backlot {
     }
 
     /** The verbs that are polled, answered whole. */
-    static Object polled(String verb, String mode, String wasMember) {
+    static Object polled(String verb, String mode) {
         boolean normal = mode.equals("NORMAL"), serves = normal && StorageService.instance.isNativeTransportRunning();
         if (verb.equals("role")) return Map.of("output", Map.of("role", normal ? "peer" : mode.equals("STARTING") ? "unknown" : "observer", "writable", serves));
         String process = mode.equals("STARTING") ? "starting" : "up", cluster = "unknown", message = "mode " + mode.toLowerCase();
@@ -196,10 +196,12 @@ public class Backlot {
             note("host", service.getLocalHostId());
             var ring = service.getTokenMetadata();
             Set<String> ids = new TreeSet<>(service.getHostIdToEndpoint().keySet());
-            Set<String> before = Files.exists(DATA.resolve("cleaned")) ? Set.of(read(DATA + "/cleaned").split(" ")) : Set.of(service.getLocalHostId());
-            if (before.equals(ids) || ring.getBootstrapTokens().size() + ring.getLeavingEndpoints().size() > 0) return;
-            if (!before.containsAll(ids))
-                for (var keyspace : Schema.instance.distributedKeyspaces()) service.forceKeyspaceCleanup(1, keyspace.name);
+            boolean grown = Files.exists(DATA.resolve("cleaned")) && !Set.of(read(DATA + "/cleaned").split(" ")).containsAll(ids);
+            if (ring.getBootstrapTokens().size() + ring.getLeavingEndpoints().size() > 0) return;
+            // The own keyspaces get their copies first (verbs.py); until then their data may be needed where it is.
+            String copies = Schema.instance.getKeyspaceMetadata("app").params.replication.asMap().get("dc1");
+            if (grown && Integer.parseInt(copies) < Math.min(3, ids.size())) return;
+            if (grown) for (var keyspace : Schema.instance.distributedKeyspaces()) service.forceKeyspaceCleanup(1, keyspace.name);
             note("cleaned", String.join(" ", ids));
         } catch (Exception later) {
             System.out.println("cleanup is tried again: " + later);

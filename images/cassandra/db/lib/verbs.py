@@ -151,7 +151,7 @@ def render():
         "argv": ["/db/lib/start", "found" if founding else "join" if comes else "member", cluster["uid"], me["id"], f"-Xms{heap}m", f"-Xmx{heap}m",
                  *(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:ReservedCodeCacheSize=64m"] if small else ["-XX:+UseG1GC", "-XX:MaxGCPauseMillis=300"]),
                  f"-XX:MaxDirectMemorySize={max(128, heap // 2)}m", f"-DlogLevel={config.get('logLevel', 'INFO')}", *lone,
-                 *(["-Dcassandra.superuser_setup_delay_ms=0", "-Dcassandra.ring_delay_ms=1000"] if founding else [])],
+                 *(["-Dcassandra.superuser_setup_delay_ms=500", "-Dcassandra.ring_delay_ms=1000"] if founding else [])],
         "env": {"MALLOC_ARENA_MAX": "2"},
         "files": [{"path": "/run/db/cassandra.yaml", "content": json.dumps(settings, indent=1)},
                   {"path": "/run/db/rack", "content": me.get("zone") or "rack1"}, {"path": "/run/db/peer", "content": "${secret:peer}", "mode": "0600"}],
