@@ -119,10 +119,9 @@ def render():
     if heap > (memory >> 20) - 432:
         fail(20, "InvalidSetting", f"heap: {heap}Mi leave less than 432Mi of the member's {memory >> 20}Mi")
     founding, comes = cluster.get("founding"), me["state"] in ("new", "joining")
-    # A member that is not joined must not be its own seed; one that is, only when there is no other.
-    seeds = [m["name"] for m in peers if m["state"] == "joined"][:3]
-    if founding or not seeds and not comes:
-        seeds = [me["name"]]
+    # Names may not resolve yet, above all the own one. A member that is not joined must not be its own seed: it would make a second ring.
+    address = me.get("address") or me["name"]
+    seeds = [m["name"] for m in peers if m["state"] == "joined"][:3] + ([address] if founding or not comes else [])
     racks = {m.get("zone") or "rack1" for m in members.values() if m["state"] == "joined"}
     small = heap < 1024
     pem = {"ssl_context_factory": {"class_name": "org.apache.cassandra.security.PEMBasedSslContextFactory"}, "keystore": "/run/db/peer.pem",
@@ -132,7 +131,7 @@ def render():
         "seed_provider": [{"class_name": "org.apache.cassandra.locator.SimpleSeedProvider", "parameters": [{"seeds": ",".join(seeds)}]}],
         # With two racks the engine refuses to place tokens for three copies.
         **({"allocate_tokens_for_local_replication_factor": 3} if len(racks) != 2 else {}),
-        "endpoint_snitch": "GossipingPropertyFileSnitch", "listen_address": me["name"], "rpc_address": "0.0.0.0", "broadcast_rpc_address": me["name"],
+        "endpoint_snitch": "GossipingPropertyFileSnitch", "listen_address": address, "rpc_address": "0.0.0.0", "broadcast_rpc_address": address,
         "authenticator": "PasswordAuthenticator", "authorizer": "CassandraAuthorizer", "role_manager": "CassandraRoleManager",
         # Until `found` took the default login away, nobody is let in.
         "start_native_transport": not founding,
