@@ -10,10 +10,13 @@ use backlot_standard::layout;
 use crate::paths::Paths;
 
 /// Printed beside an error.
-pub const USAGE: &str = "usage: backlot-agent install DIRECTORY | keeper | inspect | version
+pub const USAGE: &str = "usage: backlot-agent install DIRECTORY | keeper | inspect | call VERB | version
   install DIRECTORY  copies this binary to DIRECTORY/backlot-agent
   keeper             runs as the first process of a member's container
-  inspect            serves the image's manifest to the operator";
+  inspect            serves the image's manifest to the operator
+  call VERB [--changing] [--kill-after-ms N] [KEY=VALUE...]
+                     calls a verb of this member once, as the agent would, and prints its answer; KEY is a
+                     dotted path into the request, VALUE is JSON or else a text";
 
 /// What the process is to do.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub enum Command {
     Install(PathBuf),
     /// Runs one verb and ends with everything it started.
     RunVerb(VerbArguments),
+    /// Calls one verb by hand.
+    Call(CallArguments),
     /// Becomes the engine.
     Launch(Vec<OsString>),
     /// Prints the version.
@@ -84,6 +89,21 @@ pub struct VerbArguments {
     pub file_bytes: u64,
 }
 
+/// Arguments of a call by hand.
+#[derive(Debug, Default)]
+pub struct CallArguments {
+    /// Where things lie.
+    pub paths: Paths,
+    /// Name of the verb.
+    pub verb: String,
+    /// The verb may change something.
+    pub changing: bool,
+    /// Kill it after this time, with everything that it started.
+    pub kill_after: Option<Duration>,
+    /// Changes of the request: dotted path and value.
+    pub set: Vec<(String, serde_json::Value)>,
+}
+
 /// Why the arguments are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ArgumentError {
@@ -115,6 +135,7 @@ pub fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Command, A
         "inspect" => Ok(Command::Inspect(settings(arguments)?)),
         "install" => Ok(Command::Install(arguments.next().ok_or(ArgumentError::Missing("DIRECTORY"))?.into())),
         "run-verb" => Ok(Command::RunVerb(verb_arguments(arguments)?)),
+        "call" => Ok(Command::Call(call_arguments(arguments)?)),
         "launch" => Ok(Command::Launch(arguments.collect())),
         "version" | "--version" => Ok(Command::Version),
         other => Err(ArgumentError::Command(other.to_owned())),
@@ -146,6 +167,26 @@ fn verb_arguments(mut arguments: impl Iterator<Item = OsString>) -> Result<VerbA
         outcome: next("OUTCOME")?.into(),
         file_bytes: number("FILE_BYTES", &next("FILE_BYTES")?)?,
     })
+}
+
+fn call_arguments(mut arguments: impl Iterator<Item = OsString>) -> Result<CallArguments, ArgumentError> {
+    let verb = arguments.next().ok_or(ArgumentError::Missing("VERB"))?.to_string_lossy().into_owned();
+    let mut call = CallArguments { verb, ..CallArguments::default() };
+    while let Some(argument) = arguments.next() {
+        let argument = argument.to_string_lossy().into_owned();
+        let mut value = || arguments.next().ok_or_else(|| ArgumentError::Flag(argument.clone()));
+        match argument.as_str() {
+            "--changing" => call.changing = true,
+            "--kill-after-ms" => call.kill_after = Some(Duration::from_millis(number(&argument, &value()?)?)),
+            "--root" => call.paths = Paths::below(value()?.into()),
+            _ => {
+                let (path, value) = argument.split_once('=').ok_or_else(|| ArgumentError::Flag(argument.clone()))?;
+                let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+                call.set.push((path.to_owned(), value));
+            }
+        }
+    }
+    Ok(call)
 }
 
 fn number<T: std::str::FromStr>(flag: &str, value: &OsString) -> Result<T, ArgumentError> {

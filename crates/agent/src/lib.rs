@@ -5,6 +5,7 @@
 //! pilot, the engine's process is touched by nobody but the keeper.
 
 pub mod args;
+pub mod call;
 pub mod hex;
 pub mod install;
 pub mod keeper;
@@ -32,6 +33,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(Command::Inspect(settings)) => pilot::inspect::run(&settings),
         Ok(Command::Install(directory)) => install::run(&directory),
         Ok(Command::RunVerb(call)) => verb_process::run(&call),
+        Ok(Command::Call(arguments)) => call::run(&arguments),
         Ok(Command::Launch(argv)) => launch::run(&argv),
         Ok(Command::Version) => {
             println!("backlot-agent {VERSION} standard {}", backlot_standard::STANDARD);

@@ -1,5 +1,6 @@
 //! `backlot`: the command line. It parses what was typed, resolves what is meant, and runs it.
 
+mod conform;
 mod manifest;
 
 use std::path::PathBuf;
@@ -24,6 +25,10 @@ enum Command {
         /// Path of the manifest, e.g. images/acme/db/manifest.yaml.
         file: PathBuf,
     },
+    /// Run a database image through the life that the standard promises, in containers of this machine. No Kubernetes is needed.
+    ///
+    /// Exit code 0: every claim that was tested holds. 1: a check failed. 2: the kit could not work.
+    Conform(conform::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -38,5 +43,6 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+        Command::Conform(arguments) => conform::run(&arguments),
     }
 }

@@ -22,4 +22,4 @@ pub mod settings;
 mod run;
 mod views;
 
-pub use run::run;
+pub use run::{run, run_with};

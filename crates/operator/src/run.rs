@@ -42,7 +42,7 @@ impl Queues {
     }
 }
 
-/// Runs the operator until it is told to stop.
+/// Runs the operator until it is told to stop, against the cluster that it runs in or that the kubeconfig names.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let counted = Arc::clone(&metrics);
@@ -51,6 +51,20 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         request
     });
     let client = ClientBuilder::try_from(kube::Config::infer().await?)?.with_layer(&count).build();
+    let mut terminate = signal(SignalKind::terminate())?;
+    run_with(client, settings, metrics, async move {
+        terminate.recv().await;
+    })
+    .await
+}
+
+/// Runs the operator with `client` until `terminated`.
+pub async fn run_with(
+    client: Client,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    terminated: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let caches = Caches::default();
     let queues = Queues::default();
     let news = queues.clone();
@@ -90,8 +104,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tokio::spawn(class_worker(inspector, caches.clone(), queues.clone(), epoch.clone(), Arc::clone(&metrics)));
     tokio::spawn(keep_gauges(Arc::clone(&operator), epoch, metrics));
 
-    let mut terminate = signal(SignalKind::terminate())?;
-    terminate.recv().await;
+    terminated.await;
     tracing::info!("stops; databases go on");
     leadership::release(&leases, &candidate).await;
     Ok(())

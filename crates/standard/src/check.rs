@@ -37,6 +37,11 @@ impl Manifest {
                 errors.add(format!("secrets[{index}].generate.length"), "must be 16 to 128");
             }
         }
+        for (key, setting) in &self.config {
+            if let Some(Err(error)) = setting.example.as_ref().map(|example| setting.check(example)) {
+                errors.add(format!("config.{key}.example"), error.to_string());
+            }
+        }
         if self.stop.sequence.is_empty() {
             errors.add("stop.sequence", "is empty; give at least one signal");
         }

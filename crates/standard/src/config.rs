@@ -55,6 +55,9 @@ pub struct Setting {
     /// The image's value when the user gives none, for people; `render` decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<Value>,
+    /// A sensible value that is not the default, as a user would write it: for documentation, and for tests that change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub example: Option<String>,
     /// Smallest value: a number, bytes or milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum: Option<f64>,
@@ -262,6 +265,7 @@ mod tests {
             description: String::new(),
             apply: Apply::Live,
             default: None,
+            example: None,
             minimum,
             maximum,
             allowed: vec![],

@@ -8,6 +8,8 @@ mod archive;
 mod base;
 mod binaries;
 mod build;
+mod conform;
+mod conform_selftest;
 mod engine;
 mod list;
 mod load;
@@ -73,6 +75,23 @@ pub enum Command {
         #[arg(long, default_value_t = 900)]
         limit: u64,
     },
+    /// Build images and run the conformance kit on them.
+    Conform {
+        /// Folder names, as for `build`.
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Keep the results beside the image, in test/results.json, where docs/types.md is made from them.
+        #[arg(long)]
+        keep_results: bool,
+        /// Arguments of `backlot conform`, after `--`.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Test the conformance kit: images that break one rule each, and the check that must catch it.
+    ConformSelftest {
+        /// Names of rules or checks; all when absent.
+        names: Vec<String>,
+    },
     /// The command `db` of test scripts; see images/README.md.
     #[command(subcommand, hide = true)]
     Db(trial::Command),
@@ -99,6 +118,10 @@ pub fn run(command: Command) -> anyhow::Result<()> {
             let options = trial::Options { uid, keep, verbose, limit: Duration::from_secs(limit) };
             names.iter().try_for_each(|name| trial::run(&store, name, &options))
         }
+        Command::Conform { names, keep_results, arguments } => {
+            conform::conform(&store, &names, &arguments, keep_results)
+        }
+        Command::ConformSelftest { names } => conform_selftest::selftest(&store, &names),
         Command::Db(command) => trial::dispatch(command),
         Command::Engine { arguments } => engine::Engine::ready(&store)?.interactive(&arguments),
     }

@@ -62,6 +62,7 @@ mod tests {
             description: String::new(),
             apply,
             default: None,
+            example: None,
             minimum: None,
             maximum: None,
             allowed: vec![],

@@ -252,10 +252,13 @@ impl Pilot {
 
 /// What an earlier pilot remembered, if it is about the engine that runs now.
 pub fn load_session(directory: &Path, hello: &Hello) -> Session {
-    let read = std::fs::read(directory.join(SESSION)).ok();
-    let session: Option<Session> = read.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let current = |session: &Session| {
         session.boot_id == hello.boot_id && hello.engine.is_some_and(|engine| engine.starts == session.starts)
     };
-    session.filter(current).unwrap_or_default()
+    read_session(directory).filter(current).unwrap_or_default()
+}
+
+/// The session as the pilot wrote it last, whatever run of the engine it belongs to.
+pub fn read_session(directory: &Path) -> Option<Session> {
+    serde_json::from_slice(&std::fs::read(directory.join(SESSION)).ok()?).ok()
 }

@@ -45,6 +45,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::args::Settings;
 use crate::log::{self, Level};
+use crate::paths::Paths;
 use crate::protocol::{Hello, ToKeeper};
 use engine::KeeperLink;
 use image::Image;
@@ -127,18 +128,18 @@ impl Pilot {
         self.changed.send_modify(|count| *count += 1);
         result
     }
+}
 
-    /// Environment of verbs and engine beside their own: `PATH`, `HOME`, `TZ`, `LANG` and the image's.
-    pub fn base_env(&self) -> BTreeMap<String, String> {
-        let images = |name: &str| !NOT_THE_IMAGES.iter().any(|prefix| name.starts_with(prefix));
-        let mut env: BTreeMap<String, String> = std::env::vars().filter(|(name, _)| images(name)).collect();
-        env.insert("HOME".to_owned(), self.settings.paths.run().join("home").display().to_string());
-        env.entry("PATH".to_owned())
-            .or_insert_with(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-        env.entry("TZ".to_owned()).or_insert_with(|| "UTC".to_owned());
-        env.entry("LANG".to_owned()).or_insert_with(|| "C.UTF-8".to_owned());
-        env
-    }
+/// Environment of verbs and engine beside their own: `PATH`, `HOME`, `TZ`, `LANG` and the image's.
+pub fn base_env(paths: &Paths) -> BTreeMap<String, String> {
+    let images = |name: &str| !NOT_THE_IMAGES.iter().any(|prefix| name.starts_with(prefix));
+    let mut env: BTreeMap<String, String> = std::env::vars().filter(|(name, _)| images(name)).collect();
+    env.insert("HOME".to_owned(), paths.run().join("home").display().to_string());
+    env.entry("PATH".to_owned())
+        .or_insert_with(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+    env.entry("TZ".to_owned()).or_insert_with(|| "UTC".to_owned());
+    env.entry("LANG".to_owned()).or_insert_with(|| "C.UTF-8".to_owned());
+    env
 }
 
 /// Runs the pilot; standard input is the socket to the keeper.

@@ -124,7 +124,7 @@ impl Pilot {
         let scratch = outcome.scratch.as_ref().map(super::verb_run::CallDirectory::scratch).unwrap_or_default();
         render::put_in_place(&output, &scratch, &self.settings.paths, &image.manifest)
             .map_err(|error| error.to_string())?;
-        let mut env = self.base_env();
+        let mut env = super::base_env(&self.settings.paths);
         env.extend(output.env);
         if self.state.borrow().terminating {
             return Err("the container is to end".to_owned());

@@ -4,6 +4,7 @@
 //! environment; an answer that cannot be understood is *unknown*, never *done*.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,10 +16,12 @@ use backlot_standard::request::Request;
 use backlot_standard::result::{Exit, VerbError, VerbResult};
 use backlot_standard::verb::{Lane, Verb};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::Pilot;
 use super::request::{self, Call, Situation};
 use crate::log::{self, Level};
+use crate::paths::Paths;
 use crate::verb_process::{CallEnd, Killed, RESULT_BYTES};
 
 /// Largest file that a verb of the observe lane may write: it has nothing to write but its result.
@@ -82,9 +85,59 @@ pub fn shorten(mut text: String) -> String {
 pub struct CallDirectory(PathBuf);
 
 impl CallDirectory {
+    /// Makes the directory of a call with a name of its own.
+    pub fn new(paths: &Paths, name: &str) -> io::Result<Self> {
+        let directory = Self(paths.session().join("calls").join(name));
+        std::fs::create_dir_all(directory.scratch())?;
+        Ok(directory)
+    }
+
     /// Where `$DB_SCRATCH` is.
     pub fn scratch(&self) -> PathBuf {
         self.0.join("scratch")
+    }
+
+    /// Writes the request, as JSON and in plain form; answers the variables that a verb sees beside [`base_env`](super::base_env).
+    pub fn fill(&self, paths: &Paths, json: &Value, request: &Request) -> io::Result<BTreeMap<String, String>> {
+        let at = |name: &str| self.0.join(name);
+        std::fs::write(at("request.json"), serde_json::to_vec(json)?)?;
+        std::fs::write(at("members"), environment::members(request))?;
+        std::fs::write(at("config"), environment::config(request))?;
+        let mut env: BTreeMap<String, String> = environment::scalars(request).into_iter().collect();
+        let places = [
+            ("DB_REQUEST", at("request.json")),
+            ("DB_RESULT", at("result.json")),
+            ("DB_MEMBERS", at("members")),
+            ("DB_CONFIG", at("config")),
+            ("DB_SCRATCH", self.scratch()),
+            ("DB_SECRETS", paths.secrets()),
+        ];
+        env.extend(places.map(|(name, path)| (name.to_owned(), path.display().to_string())));
+        if let Some(root) = paths.root() {
+            env.insert("DB_ROOT".to_owned(), root.display().to_string());
+        }
+        Ok(env)
+    }
+
+    /// Arguments of the process that runs the verb.
+    pub fn arguments(&self, paths: &Paths, verb: Verb, lane: Lane, deadline: Duration) -> Vec<OsString> {
+        let file_bytes = if lane == Lane::Observe { OBSERVE_FILE_BYTES } else { 0 };
+        vec![
+            "run-verb".into(),
+            verb.name().into(),
+            paths.verb(verb).into(),
+            deadline.as_millis().to_string().into(),
+            self.0.join("result.json").into(),
+            self.0.join("outcome.json").into(),
+            file_bytes.to_string().into(),
+        ]
+    }
+
+    /// Makes an answer of what the call left; `timeout` is its deadline in seconds.
+    pub fn conclude(&self, verb: Verb, timeout: u32) -> Outcome {
+        let end = std::fs::read(self.0.join("outcome.json")).ok();
+        let end = end.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        conclude(verb, timeout, end, &self.0.join("result.json"))
     }
 }
 
@@ -148,27 +201,10 @@ impl Pilot {
         let request = self.request(call, timeout)?;
         let number = self.next_call.get();
         self.next_call.set(number + 1);
-        let directory = self.settings.paths.session().join("calls").join(format!("{}-{number}", call.verb.name()));
-        std::fs::create_dir_all(directory.join("scratch"))?;
-        let directory = CallDirectory(directory);
-        let at = |name: &str| directory.0.join(name);
-        std::fs::write(at("request.json"), serde_json::to_vec(&request)?)?;
-        std::fs::write(at("members"), environment::members(&request))?;
-        std::fs::write(at("config"), environment::config(&request))?;
-        let mut env = self.base_env();
-        env.extend(environment::scalars(&request));
-        let places = [
-            ("DB_REQUEST", at("request.json")),
-            ("DB_RESULT", at("result.json")),
-            ("DB_MEMBERS", at("members")),
-            ("DB_CONFIG", at("config")),
-            ("DB_SCRATCH", at("scratch")),
-            ("DB_SECRETS", secrets),
-        ];
-        env.extend(places.map(|(name, path)| (name.to_owned(), path.display().to_string())));
-        if let Some(root) = self.settings.paths.root() {
-            env.insert("DB_ROOT".to_owned(), root.display().to_string());
-        }
+        let paths = &self.settings.paths;
+        let directory = CallDirectory::new(paths, &format!("{}-{number}", call.verb.name()))?;
+        let mut env = super::base_env(paths);
+        env.extend(directory.fill(paths, &serde_json::to_value(&request)?, &request)?);
         Ok((directory, env))
     }
 
@@ -197,14 +233,8 @@ impl Pilot {
         env: BTreeMap<String, String>,
     ) -> Outcome {
         let deadline = Duration::from_secs(u64::from(timeout));
-        let outcome_file = directory.0.join("outcome.json");
-        let result_file = directory.0.join("result.json");
-        let file_bytes = if lane == Lane::Observe { OBSERVE_FILE_BYTES } else { 0 };
         let spawned = tokio::process::Command::new("/proc/self/exe")
-            .args(["run-verb".into(), verb.name().into(), self.settings.paths.verb(verb).into_os_string()])
-            .arg(deadline.as_millis().to_string())
-            .args([&result_file, &outcome_file])
-            .arg(file_bytes.to_string())
+            .args(directory.arguments(&self.settings.paths, verb, lane, deadline))
             .env_clear()
             .envs(env)
             .stdin(Stdio::piped())
@@ -225,8 +255,7 @@ impl Pilot {
         if !in_time {
             return Outcome::failed(Exit::Unknown, "CallLost", "the verb's processes could not be ended");
         }
-        let end = std::fs::read(&outcome_file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let mut outcome = conclude(verb, timeout, end, &result_file);
+        let mut outcome = directory.conclude(verb, timeout);
         outcome.scratch = Some(directory);
         outcome
     }

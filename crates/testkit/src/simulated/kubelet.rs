@@ -116,7 +116,10 @@ impl<W: Workload> Cluster<W> {
 
     fn start(&mut self, pod: &Pod) -> Result<(), Refused> {
         self.addresses += 1;
-        let address = format!("10.244.{}.{}", self.addresses / 250, self.addresses % 250 + 1);
+        let address = self
+            .workload
+            .address(pod)
+            .unwrap_or_else(|| format!("10.244.{}.{}", self.addresses / 250, self.addresses % 250 + 1));
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let running = Running { uid: pod.uid().unwrap_or_default(), node: node_name(pod).to_owned() };
         self.running.insert((namespace.clone(), name.clone()), running);
@@ -146,10 +149,12 @@ impl<W: Workload> Cluster<W> {
 
     fn end(&mut self, pod: &Pod) -> Result<(), Refused> {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
-        if self.trouble.unstoppable.contains(&name) {
+        let key = (namespace.clone(), name.clone());
+        let has_ended = !self.running.contains_key(&key) || self.workload.stop(pod);
+        if self.trouble.unstoppable.contains(&name) || !has_ended {
             return Ok(());
         }
-        if self.running.remove(&(namespace.clone(), name.clone())).is_some() {
+        if self.running.remove(&key).is_some() {
             self.workload.stopped(&namespace, &name);
         }
         let options = json!({"gracePeriodSeconds": 0});

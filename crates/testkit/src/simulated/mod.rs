@@ -34,7 +34,15 @@ pub trait Workload: Send {
     fn finished(&mut self, _pod: &Pod) -> Option<i32> {
         None
     }
-    /// The pod's containers have ended.
+    /// The address of a pod that is about to start, for the first time; the cluster's own choice when there is none.
+    fn address(&mut self, _pod: &Pod) -> Option<String> {
+        None
+    }
+    /// Asks a pod that is being deleted to end; asked at each step until it has ended.
+    fn stop(&mut self, _pod: &Pod) -> bool {
+        true
+    }
+    /// The pod's containers have ended, or are to end now.
     fn stopped(&mut self, _namespace: &str, _pod: &str) {}
     /// A volume and everything on it is gone.
     fn volume_deleted(&mut self, _volume: &str) {}

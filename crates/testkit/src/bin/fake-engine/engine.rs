@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::breaks::{self, breaks};
 use super::files::{self, Cluster, Config, Peer};
 use super::misbehave::{self, Then};
 use super::peers;
@@ -62,10 +63,13 @@ fn open(config: &Path) -> io::Result<(Arc<Engine>, TcpListener)> {
     let secret = std::fs::read_to_string(&config.secret)?.trim().to_owned();
     let cluster =
         Cluster::read(&config.data)?.unwrap_or_else(|| Cluster { member: config.member.clone(), ..Cluster::default() });
-    if cluster.retired {
+    if breaks::is_spent(&config.data) {
+        return Err(io::Error::other("this member has started before"));
+    }
+    if cluster.retired && !breaks("rejoins") {
         return Err(io::Error::other("this member left its cluster"));
     }
-    let state = State {
+    let mut state = State {
         records: Records::open(&config.data)?,
         settings: config.settings.clone(),
         leads: false,
@@ -75,6 +79,13 @@ fn open(config: &Path) -> io::Result<(Arc<Engine>, TcpListener)> {
         data: config.data.clone(),
         cluster,
     };
+    if let Ok(uid) = std::env::var("FAKE_FOUNDS")
+        && state.cluster.uid.is_empty()
+    {
+        state.cluster.uid = uid;
+        state.add(&config.member, &format!("{}:{}", config.address, config.port));
+        (state.leads, state.leader) = (true, Some(config.member.clone()));
+    }
     // `::` takes both families; a machine without IPv6 has only the other.
     let listener =
         TcpListener::bind((config.listen.as_str(), config.port)).or_else(|error| match config.listen.as_str() {
@@ -112,7 +123,7 @@ fn converse(engine: &Arc<Engine>, stream: TcpStream) -> io::Result<()> {
         let line = line?;
         let answer = match line.strip_prefix("AUTH ") {
             Some(password) => {
-                known = password == engine.secret;
+                known = password == engine.secret || breaks("open-door");
                 if known { "OK".to_owned() } else { "ERR wrong password".to_owned() }
             }
             None if !known => "ERR AUTH first".to_owned(),
@@ -175,7 +186,7 @@ impl Engine {
         let _one = self.writing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let members = {
             let mut state = self.state();
-            if !state.leads {
+            if !state.leads && !breaks("acknowledges-alone") {
                 return Ok(format!("ERR not the leader; it is {}", state.leader.as_deref().unwrap_or("unknown")));
             }
             let term = state.cluster.term;
@@ -183,7 +194,10 @@ impl Engine {
             state.cluster.members.len()
         };
         let holders = peers::replicate(self);
-        if self.config.quorum && holders * 2 <= members {
+        if breaks("needs-all") && !peers::all_answer(self) {
+            return Ok("ERR a member is away".to_owned());
+        }
+        if self.config.quorum && holders * 2 <= members && !breaks("acknowledges-alone") {
             return Ok("ERR no majority; whether the write stays is unknown".to_owned());
         }
         Ok(format!("OK {}", self.state().records.offset()))

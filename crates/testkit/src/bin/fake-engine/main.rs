@@ -4,6 +4,7 @@
 //!
 //! Invariant: an acknowledged write is flushed on the leader and, where the manifest says so, on a majority of the members.
 
+mod breaks;
 mod client;
 mod engine;
 mod files;

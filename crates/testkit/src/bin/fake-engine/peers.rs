@@ -65,6 +65,12 @@ pub fn replicate(engine: &Arc<Engine>) -> usize {
     count(members, asks)
 }
 
+/// Whether every other member answers.
+pub fn all_answer(engine: &Arc<Engine>) -> bool {
+    let peers = others(&engine.state());
+    peers.iter().all(|peer| client::ask(&peer.address, &engine.secret, "ROLE").is_ok())
+}
+
 /// How many members say yes, this one included: as soon as it is a majority, or everybody answered, or time is up. A member that
 /// cannot be reached keeps nobody waiting.
 fn count<F: FnOnce() -> bool + Send + 'static>(members: usize, asks: impl Iterator<Item = F>) -> usize {

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::breaks::breaks;
+
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -71,6 +73,10 @@ impl Records {
 
     /// Appends and flushes one write.
     pub fn append(&mut self, record: Record) -> io::Result<u64> {
+        if breaks("keeps-in-memory") {
+            self.all.push(record);
+            return Ok(self.offset());
+        }
         self.file.write_all(format!("{}\n", serde_json::to_string(&record)?).as_bytes())?;
         self.file.sync_data()?;
         self.all.push(record);

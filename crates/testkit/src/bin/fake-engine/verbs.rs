@@ -18,19 +18,20 @@ use backlot_standard::verb::Verb;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::breaks;
 use super::client;
 use super::files::{self, Cluster, Config};
 use super::misbehave::{self, Then};
 
 /// A verb's outcome: exit code and result.
-type Outcome = (u8, VerbResult);
+pub type Outcome = (u8, VerbResult);
 
 /// One call of a verb.
-struct Call {
-    request: Request,
+pub struct Call {
+    pub request: Request,
     manifest: Manifest,
     root: PathBuf,
-    data: PathBuf,
+    pub data: PathBuf,
 }
 
 /// Runs a verb as the agent calls it.
@@ -42,7 +43,7 @@ pub fn run(verb: Verb, root: &Path) -> ExitCode {
             call.record(verb);
             match misbehave::misbehave(verb.name(), &call.data, asked, file.as_deref()) {
                 Then::End(code) => return ExitCode::from(code),
-                Then::GoOn => call.run(verb),
+                Then::GoOn => breaks::run(&call, verb),
             }
         }
         Err(error) => refused(20, "RequestUnreadable", &error.to_string()),
@@ -68,7 +69,7 @@ fn open(root: &Path) -> io::Result<Call> {
     Ok(Call { request, manifest, root: root.to_owned(), data: root.join("data/db") })
 }
 
-fn refused(code: u8, reason: &str, message: &str) -> Outcome {
+pub fn refused(code: u8, reason: &str, message: &str) -> Outcome {
     let error = VerbError { code: reason.to_owned(), message: message.to_owned() };
     (code, VerbResult { error: Some(error), ..VerbResult::default() })
 }
@@ -89,7 +90,12 @@ impl Call {
         }
     }
 
-    fn run(&self, verb: Verb) -> Outcome {
+    /// The file with the request as it came.
+    pub fn request_file(&self) -> PathBuf {
+        std::env::var_os("DB_REQUEST").map_or_else(|| self.data.join("request"), PathBuf::from)
+    }
+
+    pub fn run(&self, verb: Verb) -> Outcome {
         match verb {
             Verb::Render => self.render(),
             Verb::Prepare => self.prepare(),
@@ -110,7 +116,7 @@ impl Call {
         }
     }
 
-    fn own(&self) -> Option<&Member> {
+    pub fn own(&self) -> Option<&Member> {
         self.request.self_member()
     }
 
@@ -131,10 +137,13 @@ impl Call {
 
     /// A member as others reach it: by its name, or by address where names mean nothing.
     fn host(member: &Member) -> String {
+        if breaks::breaks("keeps-addresses") {
+            return member.address.clone();
+        }
         if member.address.starts_with("127.") { member.address.clone() } else { member.name.clone() }
     }
 
-    fn secret() -> String {
+    pub fn secret() -> String {
         let folder = std::env::var_os("DB_SECRETS").map(PathBuf::from).unwrap_or_default();
         fs::read_to_string(folder.join("admin/current")).unwrap_or_default().trim().to_owned()
     }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a record counts as acknowledged only by the leader's word; one without an answer is written again.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,31 +34,60 @@ pub fn run(arguments: &[&str]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = (1..=count).filter(|number| record(mode, &secret, *number)).count() as u64;
+    let mut session = Session { secret, servers: servers() };
+    let mut counts = BTreeMap::new();
+    for number in 1..=count {
+        *counts.entry(session.record(mode, number)).or_insert(0_u64) += 1;
+    }
+    let count_of = |outcome| counts.get(&outcome).copied().unwrap_or(0);
+    let (done, unknown) = (count_of(Outcome::Done), count_of(Outcome::Unknown));
     let report = if mode == "write" {
-        json!({"acknowledged": done, "failed": 0, "unknown": count - done})
+        json!({"acknowledged": done, "failed": 0, "unknown": unknown})
     } else {
-        json!({"found": done, "missing": count - done})
+        json!({"found": done, "missing": count_of(Outcome::Missing), "unknown": unknown})
     };
     println!("{report}");
     if done == count { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Writes or checks one record on whatever server takes it.
-fn record(mode: &str, secret: &str, number: u64) -> bool {
-    let started = Instant::now();
-    let (command, wanted) = match mode {
-        "write" => (format!("SET record-{number} {number}"), "OK ".to_owned()),
-        _ => (format!("GET record-{number}"), format!("VALUE {number}")),
-    };
-    loop {
-        let taken = servers()
-            .iter()
-            .any(|server| client::ask(server, secret, &command).is_ok_and(|answer| answer.starts_with(&wanted)));
-        if taken || mode != "write" || started.elapsed() > PATIENCE {
-            return taken;
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Done,
+    Missing,
+    Unknown,
+}
+
+struct Session {
+    secret: String,
+    /// Those that answered last first: a member that is away costs its silence once.
+    servers: Vec<String>,
+}
+
+impl Session {
+    /// Writes or checks one record on whatever server takes it.
+    fn record(&mut self, mode: &str, number: u64) -> Outcome {
+        let started = Instant::now();
+        let (command, wanted) = match mode {
+            "write" => (format!("SET record-{number} {number}"), "OK ".to_owned()),
+            _ => (format!("GET record-{number}"), format!("VALUE {number}")),
+        };
+        loop {
+            let mut outcome = Outcome::Unknown;
+            for index in 0..self.servers.len() {
+                match client::ask(&self.servers[index], &self.secret, &command) {
+                    Ok(answer) if answer.starts_with(&wanted) => {
+                        self.servers.swap(0, index);
+                        return Outcome::Done;
+                    }
+                    Ok(answer) if !answer.starts_with("ERR") => outcome = Outcome::Missing,
+                    _ => {}
+                }
+            }
+            if mode != "write" || started.elapsed() > PATIENCE {
+                return outcome;
+            }
+            std::thread::sleep(PAUSE);
         }
-        std::thread::sleep(PAUSE);
     }
 }
 

@@ -1,0 +1,74 @@
+//! The container engine: podman, docker or nerdctl, by their command line.
+//!
+//! Invariant: only options that all three have are used, or the engine's name decides here and nowhere else.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Engines, in the order in which they are tried.
+const KNOWN: &[&str] = &["podman", "docker", "nerdctl"];
+
+/// A container engine that answers.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    program: PathBuf,
+}
+
+impl Engine {
+    /// The engine `choice` (a name or a path), else the first one of podman, docker and nerdctl that answers.
+    pub fn find(choice: Option<&Path>) -> Result<Self> {
+        let answers = |program: &Path| {
+            let ask = Command::new(program).arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+            ask.is_ok_and(|status| status.success())
+        };
+        if let Some(program) = choice {
+            if answers(program) {
+                return Ok(Self { program: program.to_owned() });
+            }
+            bail!("--engine {}: `{0} version` does not work", program.display());
+        }
+        let found = KNOWN.iter().map(PathBuf::from).find(|program| answers(program));
+        let program = found.with_context(|| {
+            format!("no container engine answers: install one of {}, or name one with --engine", KNOWN.join(", "))
+        })?;
+        Ok(Self { program })
+    }
+
+    /// Name for people.
+    pub fn name(&self) -> String {
+        self.program.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Options of `run` that only this engine has.
+    pub fn own_run_options(&self) -> &'static [&'static str] {
+        // podman mounts writable directories over a read-only root by default.
+        if self.name().contains("podman") { &["--read-only-tmpfs=false"] } else { &[] }
+    }
+
+    /// A command.
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command and answers what it prints.
+    pub fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+        capture(&mut self.command(arguments))
+    }
+}
+
+/// Runs a command and answers its output; an error tells what it complained about.
+pub fn capture(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned());
+    }
+    let words: Vec<_> = command.get_args().take(2).map(OsStr::to_string_lossy).collect();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim().lines().last().unwrap_or_default();
+    bail!("{} {}: {said}", command.get_program().display(), words.join(" "))
+}
