@@ -107,8 +107,9 @@ class State:
         return bool(when)
 
     def clean(self):
-        """Ends exclusions of nodes that are gone: only ten votes may be excluded, and a node id never comes back."""
-        return self.exclude(self.excluded & self.nodes) | self.give_votes(self.unvoted and not self.unvoted & self.nodes)
+        """Ends exclusions of nodes that stay after all, and of those that are gone: only ten votes may be excluded, and a node id never comes back."""
+        stay = {node for member, node in self.members.items() if member not in leaving and members.get(member, {}).get("state") == "joined"}
+        return self.exclude(self.excluded & self.nodes - stay) | self.give_votes(self.unvoted and not self.unvoted & self.nodes - stay)
 
 def own():
     """The own server's state, and its node id."""
