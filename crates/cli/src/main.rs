@@ -2,6 +2,7 @@
 
 mod conform;
 mod manifest;
+mod new_type;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,6 +26,14 @@ enum Command {
         /// Path of the manifest, e.g. images/acme/db/manifest.yaml.
         file: PathBuf,
     },
+    /// Make the folder of a new database type; it passes level 0 of `backlot conform` as it is.
+    NewType {
+        /// Name of the engine: a-z, 0-9 and -.
+        name: String,
+        /// Folder to make it in.
+        #[arg(long = "in", default_value = ".")]
+        parent: PathBuf,
+    },
     /// Run a database image through the life that the standard promises, in containers of this machine. No Kubernetes is needed.
     ///
     /// Exit code 0: every claim that was tested holds. 1: a check failed. 2: the kit could not work.
@@ -41,6 +50,16 @@ fn main() -> ExitCode {
             Err(error) => {
                 eprintln!("error: {error:#}");
                 ExitCode::from(2)
+            }
+        },
+        Command::NewType { name, parent } => match new_type::make(&name, &parent) {
+            Ok(next) => {
+                println!("{next}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
             }
         },
         Command::Conform(arguments) => conform::run(&arguments),

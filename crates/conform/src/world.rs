@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, anyhow};
 use backlot_api::{Database, DatabaseClass};
 use backlot_operator::metrics::Metrics;
 use backlot_operator::settings::Settings;
-use backlot_testkit::api_server::ApiServer;
+use backlot_testkit::api_server::{ApiServer, Refused};
 use backlot_testkit::simulated::Cluster;
 use clap::Parser as _;
 use jiff::{SignedDuration, Timestamp};
@@ -123,8 +123,11 @@ fn step_until(cluster: &Mutex<Cluster<Machine>>, server: &ApiServer, stop: &Atom
     }
 }
 
-fn note(cluster: &mut Cluster<Machine>, result: Result<(), backlot_testkit::api_server::Refused>) {
-    if let Err(refused) = result {
+/// The operator acts beside the controllers: an object that changed or went away meanwhile is looked at again in the next step.
+fn note(cluster: &mut Cluster<Machine>, result: Result<(), Refused>) {
+    if let Err(refused) = result
+        && !matches!(refused.status.as_u16(), 404 | 409)
+    {
         cluster.workload().broken.get_or_insert_with(|| format!("the simulated cluster: {refused}"));
     }
 }

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use super::build::build;
 use super::engine::Engine;
 use super::process;
 use super::store::Store;
-use super::{binaries, source};
+use super::{binaries, source, types};
 
 /// The kit, built, with what it needs.
 pub struct Kit {
@@ -62,8 +63,12 @@ pub fn conform(store: &Store, names: &[String], arguments: &[String], keep_resul
             _ => bail!("the conformance kit could not work on {name}"),
         }
         if keep_results {
-            let kept = source::find(store, name)?.folder.join("test/results.json");
-            fs::copy(results.join("results.json"), &kept)
+            let source = source::find(store, name)?;
+            let mut found: Value = serde_json::from_slice(&fs::read(results.join("results.json"))?)?;
+            // What the results are of, so that nobody takes them for those of a later image.
+            found["source"] = source.fingerprint()?.into();
+            let kept = types::kept(&source);
+            fs::write(&kept, serde_json::to_string_pretty(&found)? + "\n")
                 .with_context(|| format!("cannot write {}", kept.display()))?;
         }
     }

@@ -18,6 +18,7 @@ mod process;
 mod source;
 mod store;
 mod trial;
+mod types;
 
 use std::time::Duration;
 
@@ -87,6 +88,8 @@ pub enum Command {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Write docs/types.md from the results kept beside the images.
+    Types,
     /// Test the conformance kit: images that break one rule each, and the check that must catch it.
     ConformSelftest {
         /// Names of rules or checks; all when absent.
@@ -121,6 +124,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Conform { names, keep_results, arguments } => {
             conform::conform(&store, &names, &arguments, keep_results)
         }
+        Command::Types => types::write(&store),
         Command::ConformSelftest { names } => conform_selftest::selftest(&store, &names),
         Command::Db(command) => trial::dispatch(command),
         Command::Engine { arguments } => engine::Engine::ready(&store)?.interactive(&arguments),

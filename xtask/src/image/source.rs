@@ -88,6 +88,15 @@ impl Source {
         Ok(format!("{:x}", hash.finalize())[..16].to_owned())
     }
 
+    /// Hash of the folder's own files, the same on every machine.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        for file in self.files()? {
+            hash_file(&mut hash, &self.folder.join(&file), &file)?;
+        }
+        Ok(format!("{:x}", hash.finalize())[..16].to_owned())
+    }
+
     /// The files of the context, relative to the folder, in a stable order.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
