@@ -4,7 +4,7 @@
 #   BACKLOT_CACHE    where all that is built or run is kept (default: ~/.cache/backlot)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint unit e2e e2e-all install generate cluster clean-cluster cluster-test csi-test images image-test
+.PHONY: conform-test help demo test check lint unit e2e e2e-all install generate cluster clean-cluster cluster-test csi-test images image-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,7 +12,7 @@ help: ## List the targets
 demo: ## Watch one operator run three database types: create, use, change, break, verify
 	cargo xtask demo
 
-test: lint unit image-test e2e ## Everything that must be green: format, lints, unit tests, images, real engines on a real Kubernetes
+test: lint unit conform-test image-test e2e ## Everything that must be green: format, lints, unit tests, images, real engines on a real Kubernetes
 
 check: lint unit ## The fast loop: format, lints and every test that needs no cluster
 
@@ -22,6 +22,9 @@ lint: ## Format and lints, warnings are errors
 
 unit: ## Every test that needs neither a container engine nor a cluster
 	cargo test --workspace
+
+conform-test: ## Test the conformance kit: every rule that is broken on purpose must be caught
+	cargo xtask image conform-selftest
 
 e2e: ## The life of every type on a local cluster of its own, with real engines; TYPE=name for one type
 	cargo xtask e2e --promise life_of_every_type $(if $(TYPE),--type $(TYPE))
