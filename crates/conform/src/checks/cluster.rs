@@ -108,10 +108,13 @@ pub fn stop_without_majority(kit: &mut Kit) -> Result<()> {
     kit.verify()
 }
 
-/// All members are lost at once, and start beside each other with each other's addresses.
+/// All members are lost at once, and start beside each other: with new addresses, then with each other's.
 pub fn swapped_addresses(kit: &mut Kit) -> Result<()> {
     kit.write_more()?;
     let members = kit.members();
+    kit.delete_pods(&members, Some(0))?;
+    kit.wait_ready(three(&kit.claims)).context("with new addresses")?;
+    kit.verify()?;
     {
         let mut cluster = kit.world.cluster();
         // New pods wait until the old ones have given their addresses back.
@@ -126,7 +129,7 @@ pub fn swapped_addresses(kit: &mut Kit) -> Result<()> {
     let deleted = kit.delete_pods(&members, Some(0));
     kit.world.cluster().trouble.scheduling = false;
     deleted?;
-    kit.wait_ready(three(&kit.claims))?;
+    kit.wait_ready(three(&kit.claims)).context("with each other's addresses")?;
     kit.verify()
 }
 

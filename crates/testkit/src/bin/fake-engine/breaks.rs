@@ -49,7 +49,7 @@ pub fn run(call: &Call, verb: Verb) -> Outcome {
     }
     match verb {
         Verb::Render => break_render(call, outcome.1.output.as_mut()),
-        Verb::Prepare if breaks("founds-again") || breaks("starts-once") => {
+        Verb::Prepare if breaks("founds-again") && has_joined(call) => {
             outcome.1.output = Some(json!({"state": "existing", "message": "never looked"}));
         }
         Verb::Role => break_role(call, outcome.1.output.as_mut()),
@@ -64,6 +64,10 @@ pub fn run(call: &Call, verb: Verb) -> Outcome {
     outcome
 }
 
+fn has_joined(call: &Call) -> bool {
+    call.own().is_some_and(|own| own.state == MemberState::Joined)
+}
+
 fn break_render(call: &Call, output: Option<&mut Value>) {
     let Some(output) = output else { return };
     if breaks("render-changes") {
@@ -74,8 +78,7 @@ fn break_render(call: &Call, output: Option<&mut Value>) {
         let words: Vec<&str> = argv.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         output["argv"] = json!(["/bin/sh", "-c", format!("trap '' TERM; exec {}", words.join(" "))]);
     }
-    let state = call.own().map(|own| own.state);
-    if breaks("founds-again") && state == Some(MemberState::Joined) {
+    if breaks("founds-again") && has_joined(call) {
         output["env"] = json!({"FAKE_FOUNDS": call.request.cluster.uid});
     }
 }
@@ -89,7 +92,7 @@ fn break_role(call: &Call, output: Option<&mut Value>) {
         let started = Instant::now();
         while started.elapsed() < GREED {}
     }
-    if breaks("rejoins") && call.own().is_some_and(|own| own.state == MemberState::Joined) {
+    if breaks("rejoins") && has_joined(call) {
         drop(call.run(Verb::Join));
     }
 }
