@@ -57,9 +57,9 @@ images: ## Build every container image that changed
 TESTED = postgresql rabbitmq redis zookeeper
 ALL_TESTED = $(patsubst images/%/test/run,%,$(wildcard images/*/test/run))
 
-image-test: ## Test the images of $(TESTED) without Kubernetes
+image-test: ## Test without Kubernetes the images whose tests fit the time
 	@echo "not tested here, for their time: $(filter-out $(TESTED),$(ALL_TESTED)); make image-test-all does"
 	cargo xtask image test $(TESTED)
 
-image-test-all: ## Test every database image without Kubernetes
+image-test-all: ## Test every database image without Kubernetes; longer, not part of make test
 	cargo xtask image test $(ALL_TESTED)

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use backlot_api::database::DeletionPolicy;
 use backlot_standard::layout;
+use backlot_standard::manifest::Elections;
 use backlot_standard::result::Exit;
 use backlot_standard::verb::Verb;
 use k8s_openapi::api::core::v1::Pod;
@@ -64,9 +65,10 @@ pub fn lost_container(kit: &mut Kit) -> Result<()> {
     kit.verify()
 }
 
-/// The leader, where there is one, is away; writes go on, and nothing is lost.
+/// One member is away, and where the engine elects it is the leader; writes go on, and nothing is lost.
 pub fn one_away(kit: &mut Kit) -> Result<()> {
-    let victim = leader(kit).map_or_else(|| kit.last(), Ok)?;
+    let elects = kit.claims.manifest.elections == Elections::Engine;
+    let victim = leader(kit).filter(|_| elects).map_or_else(|| kit.last(), Ok)?;
     kit.hold_down(std::slice::from_ref(&victim))?;
     let written = kit.write_more();
     let verified = kit.verify();

@@ -118,7 +118,7 @@ pub const ALL: &[Check] = &[
         level: 2,
         name: "serves-while-one-is-away",
         stage: Stage::Three,
-        not_claimed: no_vote,
+        not_claimed: single,
         run: cluster::one_away,
     },
     Check {
