@@ -44,8 +44,13 @@ impl Engine {
 
     /// Options of `run` that only this engine has.
     pub fn own_run_options(&self) -> &'static [&'static str] {
-        // podman mounts writable directories over a read-only root by default.
-        if self.name().contains("podman") { &["--read-only-tmpfs=false"] } else { &[] }
+        match self.name() {
+            // It mounts writable directories over a read-only root by default.
+            name if name.contains("podman") => &["--read-only-tmpfs=false", "--security-opt=label=disable"],
+            // SELinux would keep containers from the folders that are mounted.
+            name if name.contains("docker") => &["--security-opt=label=disable"],
+            _ => &[],
+        }
     }
 
     /// A command.

@@ -414,7 +414,11 @@ pub fn remove_all(engine: &Engine, run: &str) -> Result<()> {
         engine.run(["kill"].iter().chain(&containers)).ok();
         engine.run(["rm", "--force", "--volumes"].iter().chain(&containers))?;
     }
-    engine.run(["network", "rm", run]).map(drop)
+    // A run that could not begin has none.
+    if engine.run(["network", "inspect", run]).is_ok() {
+        engine.run(["network", "rm", run])?;
+    }
+    Ok(())
 }
 
 /// Whether the kubelet starts the pod's containers again when they end.

@@ -136,20 +136,40 @@ fn look(image: &Static, options: &Options, results: &mut Results) -> Option<Clai
     is_usable.then_some(claims)
 }
 
+/// Removes what a run made when it ends, however it ends.
+struct CleanUp<'a> {
+    engine: &'a Engine,
+    run: String,
+    places: Places,
+}
+
+impl CleanUp<'_> {
+    fn clean(&self) -> Result<()> {
+        machine::remove_all(self.engine, &self.run)?;
+        [&self.places.memory, &self.places.disk].into_iter().filter(|folder| folder.exists()).try_for_each(|folder| {
+            std::fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))
+        })
+    }
+}
+
+impl Drop for CleanUp<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.clean() {
+            eprintln!("not everything of the run {} could be removed: {error:#}", self.run);
+        }
+    }
+}
+
 /// Levels 1 and above.
 fn live(engine: &Engine, options: &Options, claims: Claims, results: &mut Results) -> Result<()> {
     let run = format!("conform-{:06x}", rand::random::<u32>() & 0x00ff_ffff);
     let places = places(&run, &options.results);
-    let outcome = live_in(engine, options, claims, results, &run, &places);
     if options.keep {
-        println!("kept: containers and network {run}, {} and {}", places.memory.display(), places.disk.display());
-    } else {
-        machine::remove_all(engine, &run).context("cannot clean up")?;
-        for folder in [&places.memory, &places.disk] {
-            std::fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-        }
+        println!("  kept: containers and network {run}, {} and {}", places.memory.display(), places.disk.display());
+        return live_in(engine, options, claims, results, &run, &places);
     }
-    outcome
+    let _clean_up = CleanUp { engine, run: run.clone(), places: places.clone() };
+    live_in(engine, options, claims, results, &run, &places)
 }
 
 fn live_in(
