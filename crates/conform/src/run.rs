@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use backlot_testkit::api_server::ApiServer;
 
-use crate::checks::{self, ALL, Check, NOT_YET, Stage, Static};
+use crate::checks::{self, ALL, Check, NOT_YET, NotYet, Stage, Static};
 use crate::engine::Engine;
 use crate::kit::{Claims, Kit};
 use crate::machine::{self, Machine, Places};
@@ -194,7 +194,8 @@ fn live_in(
                 one(&mut kit, check, results);
             }
         }
-        for later in NOT_YET.iter().filter(|later| later.level <= options.level) {
+        let concerns = |later: &&NotYet| later.level <= options.level && (later.concerns)(&kit.claims);
+        for later in NOT_YET.iter().filter(concerns) {
             let (check, reason) = (later.name.to_owned(), later.reason.to_owned());
             tell(results, Outcome { level: later.level, check, verdict: Verdict::NotClaimed, seconds: 0.0, reason });
         }

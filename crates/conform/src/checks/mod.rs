@@ -46,6 +46,8 @@ pub struct NotYet {
     pub name: &'static str,
     /// Why not.
     pub reason: &'static str,
+    /// Whether the image would have it.
+    pub concerns: fn(&Claims) -> bool,
 }
 
 /// Every check, in the order in which they run.
@@ -186,11 +188,25 @@ pub const NOT_YET: &[NotYet] = &[
         level: 2,
         name: "failover",
         reason: "elections: agent needs elections among the agents, which come later",
+        concerns: elected_by_agents,
     },
-    NotYet { level: 3, name: "backup-and-restore", reason: "no caller of standard 0.1 calls backup and restore" },
-    NotYet { level: 4, name: "upgrades", reason: "no caller of standard 0.1 calls upgrade-plan" },
-    NotYet { level: 5, name: "links", reason: "links are not part of standard 0.1" },
+    NotYet {
+        level: 3,
+        name: "backup-and-restore",
+        reason: "no caller of standard 0.1 calls backup and restore",
+        concerns: every,
+    },
+    NotYet { level: 4, name: "upgrades", reason: "no caller of standard 0.1 calls upgrade-plan", concerns: every },
+    NotYet { level: 5, name: "links", reason: "links are not part of standard 0.1", concerns: every },
 ];
+
+fn every(_: &Claims) -> bool {
+    true
+}
+
+fn elected_by_agents(claims: &Claims) -> bool {
+    claims.manifest.elections == Elections::Agent
+}
 
 fn always(_: &Claims) -> Option<&'static str> {
     None
