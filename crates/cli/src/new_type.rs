@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 /// Longest name of an engine (SPEC §3).
 const LONGEST: usize = 32;
-/// Files of the folder: path, content with `NAME` for the name, whether it is executable.
+/// Files of the folder: path, content with `@NAME@` for the name, whether it is executable.
 const FILES: &[(&str, &str, bool)] = &[
     ("Containerfile", include_str!("../template/Containerfile"), false),
     ("README.md", include_str!("../template/README.md"), false),
@@ -35,7 +35,7 @@ pub fn make(name: &str, parent: &Path) -> Result<String> {
     for (path, text, is_executable) in FILES {
         let file = folder.join(path);
         fs::create_dir_all(file.parent().unwrap_or(&folder))?;
-        fs::write(&file, text.replace("NAME", name)).with_context(|| format!("cannot write {}", file.display()))?;
+        fs::write(&file, text.replace("@NAME@", name)).with_context(|| format!("cannot write {}", file.display()))?;
         let mode = if *is_executable { 0o755 } else { 0o644 };
         fs::set_permissions(&file, fs::Permissions::from_mode(mode))?;
     }
@@ -63,7 +63,7 @@ mod tests {
             assert_eq!(mode & 0o777, 0o755);
         }
         for (path, ..) in FILES {
-            assert!(!fs::read_to_string(folder.join(path)).unwrap().contains("NAME"), "{path}");
+            assert!(!fs::read_to_string(folder.join(path)).unwrap().contains("@NAME@"), "{path}");
         }
         assert!(format!("{:#}", make("acme-2", parent.path()).unwrap_err()).contains("choose another name"));
     }

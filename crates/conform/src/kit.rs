@@ -20,6 +20,7 @@ use kube::ResourceExt as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::checks::Stage;
 use crate::engine::{Engine, capture};
 use crate::machine::LABEL;
 use crate::world::{NAMESPACE, World};
@@ -72,13 +73,24 @@ pub struct Kit {
     pub patience: Duration,
     /// Records that were acknowledged and must be there.
     pub records: u32,
+    /// What could not be set up with a new Database.
+    pub broken_stage: Option<Stage>,
     run: String,
 }
 
 impl Kit {
     /// A kit for `image` in `world`.
     pub fn new(engine: Engine, world: World, claims: Claims, image: &str, run: &str, patience: Duration) -> Self {
-        Self { engine, world, claims, image: image.to_owned(), patience, records: 0, run: run.to_owned() }
+        Self {
+            engine,
+            world,
+            claims,
+            image: image.to_owned(),
+            patience,
+            records: 0,
+            broken_stage: None,
+            run: run.to_owned(),
+        }
     }
 
     /// Waits until `look` answers something; an error tells what was waited for, and the state of things.
@@ -418,6 +430,12 @@ impl Kit {
             let (reason, message) = (event.reason.as_deref(), event.message.as_deref());
             let _ = write!(story, "[{} {}] ", reason.unwrap_or_default(), message.unwrap_or_default());
         }
+        for member in self.members() {
+            let log = self.log(&member).unwrap_or_default();
+            if let Some(complaint) = log.lines().rev().find_map(complaint) {
+                let _ = write!(story, "{member} says: {complaint} ");
+            }
+        }
         story
     }
 
@@ -444,6 +462,16 @@ impl Kit {
         let pid = self.engine.run(["inspect", "--format", "{{.State.Pid}}", &container])?;
         pid.trim().parse().with_context(|| format!("{member} has no process"))
     }
+}
+
+/// A line of an agent's log that complains, for people.
+fn complaint(line: &str) -> Option<String> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    if !matches!(line["level"].as_str(), Some("warn" | "error")) {
+        return None;
+    }
+    let words = ["message", "verb", "error", "how"].map(|field| line[field].as_str().unwrap_or_default());
+    Some(words.join(" ").split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// Copies a folder with everything that the kernel keeps about its files.

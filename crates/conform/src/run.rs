@@ -217,7 +217,15 @@ fn one(kit: &mut Kit, check: &Check, results: &mut Results) {
     if let Some(reason) = (check.not_claimed)(&kit.claims) {
         return tell(results, outcome(Verdict::NotClaimed, reason.to_owned()));
     }
+    if let Some(stage) = kit.broken_stage.filter(|stage| *stage <= check.stage) {
+        let reason = format!("not set up: a Database {} did not come up before", stage.describe());
+        return tell(results, outcome(Verdict::NotTested, reason));
+    }
+    let is_new = !kit.has_database();
     if let Err(error) = set_up(kit, check.stage) {
+        // Whatever is waited for once more would be waited for in vain.
+        kit.broken_stage = kit.broken_stage.or(is_new.then_some(check.stage));
+        clear(kit);
         return tell(results, outcome(Verdict::NotTested, format!("its set-up failed: {error:#}")));
     }
     let started = Instant::now();
@@ -225,11 +233,16 @@ fn one(kit: &mut Kit, check: &Check, results: &mut Results) {
     measure(kit, results);
     // What a failed check left behind must not fail the next one.
     if results.outcomes.last().is_some_and(|last| last.verdict == Verdict::Failed) {
-        kit.release();
-        kit.world.cluster().trouble.scheduling = false;
-        if kit.has_database() {
-            drop(kit.delete());
-        }
+        clear(kit);
+    }
+}
+
+/// Removes the Database, so that the next check begins with a new one.
+fn clear(kit: &Kit) {
+    kit.release();
+    kit.world.cluster().trouble.scheduling = false;
+    if kit.has_database() {
+        drop(kit.delete());
     }
 }
 

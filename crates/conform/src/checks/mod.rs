@@ -16,12 +16,22 @@ use crate::kit::{Claims, Kit};
 pub use image::Static;
 
 /// What must stand when a check begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// A Database with as few members as the type allows.
     One,
     /// A Database with three members, or as many more as the type's smallest number.
     Three,
+}
+
+impl Stage {
+    /// For people.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::One => "of the smallest size",
+            Self::Three => "with three members",
+        }
+    }
 }
 
 /// One check.
