@@ -418,11 +418,10 @@ impl Kit {
     pub fn story(&self) -> String {
         let mut story = String::new();
         let database: Option<Database> = self.world.server.get(NAMESPACE, NAME);
-        for condition in
-            database.iter().flat_map(|database| database.status.iter().flat_map(|status| &status.conditions))
-        {
-            let _ =
-                write!(story, "{}={} {}: {} ", condition.type_, condition.status, condition.reason, condition.message);
+        let conditions = database.and_then(|database| database.status).map(|status| status.conditions);
+        let ready = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
+        if let Some(ready) = ready {
+            let _ = write!(story, "Ready={} {}: {}. ", ready.status, ready.reason, ready.message);
         }
         let mut events: Vec<Event> = self.world.server.list(NAMESPACE);
         events.retain(|event| event.type_.as_deref() == Some("Warning"));
@@ -470,7 +469,8 @@ fn complaint(line: &str) -> Option<String> {
     if !matches!(line["level"].as_str(), Some("warn" | "error")) {
         return None;
     }
-    let words = ["message", "verb", "error", "how"].map(|field| line[field].as_str().unwrap_or_default());
+    let words =
+        ["message", "verb", "error", "how", "code", "signal"].map(|field| line[field].as_str().unwrap_or_default());
     Some(words.join(" ").split_whitespace().collect::<Vec<_>>().join(" "))
 }
 

@@ -1,6 +1,7 @@
 //! What was found: a table for people, `results.json` for machines, `JUnit` XML for what runs tests.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
@@ -136,6 +137,11 @@ impl Results {
         text.push_str("</testsuite>\n");
         text
     }
+}
+
+/// Prints a line. Who reads only the first ones ends no run: what it made must be removed.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// A line of the table.

@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::kit::{Claims, Kit};
 use crate::machine::{self, Machine, Places};
 use crate::processes;
-use crate::report::{Outcome, Results, Verdict, line};
+use crate::report::{Outcome, Results, Verdict, line, say};
 use crate::world::World;
 
 /// What to test and how.
@@ -61,7 +61,7 @@ pub fn run(options: &Options) -> Result<Results> {
     }
     let started = Instant::now();
     let engine = Engine::find(options.engine.as_deref())?;
-    println!("{} with {}", options.image, engine.name());
+    say(&format!("{} with {}", options.image, engine.name()));
     let image = Static::of(&engine, &options.image)?;
     let mut results = Results {
         standard: backlot_standard::STANDARD.to_owned(),
@@ -92,7 +92,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 fn tell(results: &mut Results, outcome: Outcome) {
-    println!("{}", line(&outcome));
+    say(&line(&outcome));
     results.outcomes.push(outcome);
 }
 
@@ -131,7 +131,7 @@ fn look(image: &Static, options: &Options, results: &mut Results) -> Option<Clai
         is_usable &= is_good || !matches!(check, "image-is-for-this-machine" | "verbs-are-there");
     }
     if !is_usable && options.level > 0 {
-        println!("  the image cannot be run as it is: levels above 0 are left out");
+        say("  the image cannot be run as it is: levels above 0 are left out");
     }
     is_usable.then_some(claims)
 }
@@ -165,7 +165,11 @@ fn live(engine: &Engine, options: &Options, claims: Claims, results: &mut Result
     let run = format!("conform-{:06x}", rand::random::<u32>() & 0x00ff_ffff);
     let places = places(&run, &options.results);
     if options.keep {
-        println!("  kept: containers and network {run}, {} and {}", places.memory.display(), places.disk.display());
+        say(&format!(
+            "  kept: containers and network {run}, {} and {}",
+            places.memory.display(),
+            places.disk.display()
+        ));
         return live_in(engine, options, claims, results, &run, &places);
     }
     let _clean_up = CleanUp { engine, run: run.clone(), places: places.clone() };
