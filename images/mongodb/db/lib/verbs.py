@@ -1,4 +1,3 @@
-#!/usr/bin/python3 -ISB
 """All verbs; the argument says which.
 
 Invariant: what is done is decided by the set's committed configuration as its primary tells it, read anew at each call;
@@ -10,8 +9,7 @@ import struct
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-from client import Client, Lost, Refused, secret  # noqa: E402
+from client import Client, Lost, Refused, secret
 
 env = os.environ
 DEADLINE = time.monotonic() + int(env.get("DB_DEADLINE_SECONDS") or 10) - 2
@@ -304,9 +302,9 @@ def health():
     say("up", True, "ok", "", f"{len(known)} members serve")
 
 
-if __name__ == "__main__":
+def main(verb):
     try:
-        globals()[sys.argv[1].replace("-", "_")]()
+        globals()[verb.replace("-", "_")]()
     except Lost as error:
         later(f"the server does not answer: {error}")
     except Refused as error:
