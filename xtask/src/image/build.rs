@@ -23,7 +23,12 @@ const OWN_AUTHORITIES: &str = "/usr/local/share/ca-certificates";
 
 /// Builds every image of the checkout.
 pub fn build_all(store: &Store) -> Result<Vec<Built>> {
-    source::all(store)?.iter().map(|source| build_source(store, source)).collect()
+    let (sources, elsewhere): (Vec<_>, Vec<_>) =
+        source::all(store)?.into_iter().partition(|source| !source.needs_vendor());
+    for source in elsewhere {
+        eprintln!("{}: left out, its server comes from a vendor's repository; `image build {0}` tries", source.name);
+    }
+    sources.iter().map(|source| build_source(store, source)).collect()
 }
 
 /// Builds the image `name` and returns what to call it.
