@@ -27,11 +27,11 @@ conform-test: ## Test the conformance kit: a good image passes, and every rule t
 	cargo xtask image conform fake -- --level 2 --patience 120
 	cargo xtask image conform-selftest
 
-e2e: ## The life of every type on a local cluster of its own, with real engines; TYPE=name for one type
+e2e: ## The life of the types whose tests are quick, on a local cluster of its own, with real engines; TYPE=name for one type
 	cargo xtask e2e --promise life_of_every_type $(if $(TYPE),--type $(TYPE))
 
-e2e-all: ## Every promise on a local cluster of their own; longer, not part of make test
-	cargo xtask e2e $(if $(TYPE),--type $(TYPE))
+e2e-all: ## Every promise with every type on a local cluster of their own; longer, not part of make test
+	cargo xtask e2e $(if $(TYPE),--type $(TYPE),--all-types)
 
 install: ## Build the images and install the operator and all classes on the cluster for development
 	cargo xtask install

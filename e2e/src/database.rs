@@ -9,7 +9,7 @@ use crate::kubectl::{Kubectl, wait_for};
 use crate::profile::Profile;
 
 /// Longest wait for a change to be done; generous, because the machine also builds.
-pub const LIMIT: Duration = Duration::from_mins(5);
+pub const LIMIT: Duration = Duration::from_mins(15);
 
 /// A Database under test.
 #[derive(Clone, Debug)]
@@ -78,7 +78,8 @@ impl Database {
                 Ok(self.condition(kind)?.is_some_and(|(present, _, _)| present == status))
             };
             let count = object["status"]["readyMembers"] == format!("{members}/{members}");
-            let is_done = count && is("Ready", "True")? && is("Progressing", "False")?;
+            // An obstacle, such as a restart that the engine does not allow, leaves it Ready and makes it Degraded.
+            let is_done = count && is("Ready", "True")? && is("Progressing", "False")? && is("Degraded", "False")?;
             if is_done { Ok(Some(())) } else { bail!("{}", object["status"]["summary"]) }
         });
         wait.with_context(|| self.story())

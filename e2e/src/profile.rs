@@ -1,10 +1,11 @@
 //! What a generic test needs to know of a type, as data beside its image: `images/<type>/test/e2e.json` and
 //! `images/<type>/test/client`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use backlot_standard::config::Apply;
+use backlot_standard::manifest::Manifest;
 use serde::Deserialize;
 
 /// Facts of a type for generic tests.
@@ -22,14 +23,17 @@ pub struct Profile {
     pub grown: u32,
     /// Members after shrinking.
     pub shrunk: u32,
-    /// Settings that are taken up by a running engine.
-    pub live: BTreeMap<String, String>,
-    /// Settings that wait for a restart.
-    pub restart: BTreeMap<String, String>,
     /// A setting that is refused, with a part of the message.
     pub refused: Refused,
-    /// What the demo shows with this type.
+    /// What the demo shows with this type; types that show nothing are left out of it.
+    #[serde(default)]
     pub demo: Vec<DemoStep>,
+    /// The setting that tests change while the engine runs: the first such example in the image's manifest.
+    #[serde(skip)]
+    pub live: Option<(String, String)>,
+    /// The setting that tests change by restarting members: the first such example in the image's manifest.
+    #[serde(skip)]
+    pub restart: Option<(String, String)>,
 }
 
 /// A setting that is refused.
@@ -66,10 +70,21 @@ impl Profile {
     /// # Errors
     /// When the type has none, or it is not valid.
     pub fn read(class: &str) -> Result<Self> {
-        let path = checkout().join("images").join(class).join("test/e2e.json");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let profile: Self = serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
-        Ok(Self { class: class.to_owned(), ..profile })
+        let read = |file: &str| {
+            let path = checkout().join("images").join(class).join(file);
+            std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+        };
+        let profile: Self =
+            serde_json::from_str(&read("test/e2e.json")?).with_context(|| format!("{class}: test/e2e.json"))?;
+        let manifest: Manifest =
+            serde_norway::from_str(&read("db/manifest.yaml")?).with_context(|| format!("{class}: manifest"))?;
+        let (live, restart) = (manifest.example(Apply::Live), manifest.example(Apply::Restart));
+        Ok(Self { class: class.to_owned(), live, restart, ..profile })
+    }
+
+    /// The types that the tests of `make test` fit in the time for: those with a file `test/quick`.
+    pub fn is_quick(&self) -> bool {
+        checkout().join("images").join(&self.class).join("test/quick").is_file()
     }
 
     /// The profiles of every type that has one, by name.

@@ -1,6 +1,5 @@
 //! An image that breaks the standard, or whose verbs misbehave, is told with the reason; a Database recovers when it is corrected.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -122,9 +121,9 @@ fn profile(class: &str) -> Profile {
         members: 1,
         grown: 1,
         shrunk: 1,
-        live: BTreeMap::new(),
-        restart: BTreeMap::new(),
         refused: Refused { key: String::new(), value: String::new(), message: String::new() },
         demo: vec![],
+        live: None,
+        restart: None,
     }
 }

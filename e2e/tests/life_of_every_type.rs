@@ -42,23 +42,26 @@ fn live(scene: &Scene, profile: &Profile) -> Result<()> {
         database.write(51, 100)?;
         database.verify(1, 100)
     })?;
-    if !profile.live.is_empty() {
+    if let Some((key, value)) = &profile.live {
         step("live setting: no engine restarts", &|| {
             let before = starts(&database)?;
-            database.edit(&json!({"config": profile.live}))?;
+            database.edit(&json!({"config": {key: value}}))?;
             database.wait_ready(profile.grown)?;
             ensure!(starts(&database)? == before, "a container was restarted");
             database.verify(1, 100)
         })?;
     }
-    if !profile.restart.is_empty() {
+    if let Some((key, value)) = &profile.restart {
         step("setting that needs a restart: one member at a time", &|| {
-            database.edit(&json!({"config": profile.restart}))?;
+            database.edit(&json!({"config": {key: value}}))?;
             database.wait_ready(profile.grown)?;
             database.verify(1, 100)
         })?;
     }
     step("a member's pod is lost and comes back with its data", &|| lose_pod(&database))?;
+    step("a member is lost with its volume: nothing takes its place by itself, it is removed by shrinking", &|| {
+        lose_volume(&database)
+    })?;
     step("shrink", &|| {
         database.edit(&json!({"members": profile.shrunk}))?;
         database.wait_ready(profile.shrunk)?;
@@ -84,17 +87,48 @@ fn starts(database: &Database) -> Result<Vec<String>> {
 }
 
 fn lose_pod(database: &Database) -> Result<()> {
-    let members = database.members()?;
-    let victim = members.last().context("no members")?;
+    let victim = last(database)?;
     let uid = || -> Result<String> {
-        Ok(database.kubectl.get("pod", victim)?.unwrap_or_default()["metadata"]["uid"].to_string())
+        Ok(database.kubectl.get("pod", &victim)?.unwrap_or_default()["metadata"]["uid"].to_string())
     };
     let before = uid()?;
-    database.kubectl.run(&["delete", "pod", victim, "--grace-period=0", "--force"])?;
+    database.kubectl.run(&["delete", "pod", &victim, "--grace-period=0", "--force"])?;
     wait_for("the new pod", LIMIT, || {
         let now = uid()?;
         Ok((now != "null" && now != before).then_some(()))
     })?;
     database.wait_ready(database.profile.grown)?;
     database.verify(1, 100)
+}
+
+/// Takes the last member's claims and its pod away at once, as a machine does that burns down with its disk.
+fn lose_volume(database: &Database) -> Result<()> {
+    let profile = &database.profile;
+    let victim = last(database)?;
+    let kubectl = &database.kubectl;
+    let pod = kubectl.get("pod", &victim)?.context("no pod")?;
+    let volumes = pod["spec"]["volumes"].as_array().cloned().unwrap_or_default();
+    let claims: Vec<_> =
+        volumes.iter().filter_map(|volume| volume["persistentVolumeClaim"]["claimName"].as_str()).collect();
+    ensure!(!claims.is_empty(), "{victim} has no claims");
+    for claim in &claims {
+        kubectl.run(&["delete", "pvc", claim, "--wait=false"])?;
+    }
+    kubectl.run(&["delete", "pod", &victim, "--grace-period=0", "--force"])?;
+    wait_for("the loss to be said", LIMIT, || {
+        let said = database.condition("Degraded")?.filter(|(_, reason, _)| reason == "VolumeLost");
+        Ok(said.map(drop))
+    })?;
+    for claim in &claims {
+        ensure!(kubectl.get("pvc", claim)?.is_none(), "{victim} got an empty volume");
+    }
+    database.verify(1, 100)?;
+    database.edit(&json!({"members": profile.members}))?;
+    database.wait_ready(profile.members)?;
+    ensure!(!database.members()?.contains(&victim), "{victim} is still a member");
+    database.verify(1, 100)
+}
+
+fn last(database: &Database) -> Result<String> {
+    database.members()?.pop().context("no members")
 }

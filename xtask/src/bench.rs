@@ -56,7 +56,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         install::install(&arguments.install)?;
         let kubectl = Kubectl::new(NAMESPACE);
         kubectl.make_namespace()?;
-        for profile in arguments.install.profiles()? {
+        for profile in arguments.install.types.profiles()? {
             creation(&kubectl, &profile)?;
         }
         idle(arguments.idle_seconds)?;

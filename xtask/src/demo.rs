@@ -53,7 +53,8 @@ fn tell(arguments: &Arguments) -> Result<()> {
     story
         .step("build and load the images, install the operator with its Helm chart", || install::install(arguments))?;
     let kubectl = Kubectl::new(NAMESPACE);
-    let profiles = arguments.profiles()?;
+    let mut profiles = arguments.types.profiles()?;
+    profiles.retain(|profile| arguments.types.are_named() || !profile.demo.is_empty());
     if kubectl.get("namespace", NAMESPACE)?.is_some() {
         println!("• remove what an earlier demo left");
         kubectl.remove_namespace()?;
@@ -107,18 +108,15 @@ fn change(story: &mut Story, database: &Database, step: DemoStep) -> Result<()> 
             })
         }
         DemoStep::Configure => {
-            let (live, restart) = (profile.live.clone(), profile.restart.clone());
-            let words = |settings: &std::collections::BTreeMap<String, String>| {
-                settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
-            };
-            story.step(&format!("{name}: set {} while it runs", words(&live)), || {
-                database.edit(&json!({"config": live}))?;
-                database.wait_ready(profile.members)
-            })?;
-            story.step(&format!("{name}: set {} by a rolling restart, leader last", words(&restart)), || {
-                database.edit(&json!({"config": restart}))?;
-                database.wait_ready(profile.members)
-            })
+            let changes = [(&profile.live, "while it runs"), (&profile.restart, "by a rolling restart, leader last")];
+            for (setting, how) in changes {
+                let Some((key, value)) = setting else { continue };
+                story.step(&format!("{name}: set {key}={value} {how}"), || {
+                    database.edit(&json!({"config": {key: value}}))?;
+                    database.wait_ready(profile.members)
+                })?;
+            }
+            Ok(())
         }
         DemoStep::Kill => {
             let members = database.members()?;

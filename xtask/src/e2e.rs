@@ -8,7 +8,7 @@ use backlot_e2e::cluster::{CLUSTER, TYPES, XTASK};
 use backlot_e2e::profile::checkout;
 use clap::Args;
 
-use crate::install::{self, with_cluster};
+use crate::install::{self, Types, with_cluster};
 
 /// Arguments of `e2e`.
 #[derive(Args, Clone, Debug)]
@@ -16,9 +16,8 @@ pub struct Arguments {
     /// Use this local cluster and leave it; without it, one of its own is made and removed.
     #[arg(long)]
     cluster: Option<String>,
-    /// Only these types; all when absent.
-    #[arg(long = "type")]
-    types: Vec<String>,
+    #[command(flatten)]
+    types: Types,
     /// Only tests whose file is so named, e.g. `bad_input`.
     #[arg(long = "promise")]
     promises: Vec<String>,
@@ -80,12 +79,13 @@ fn test(arguments: &Arguments, name: &str) -> Result<()> {
                 "",
             )?;
         }
+        let names: Vec<_> = arguments.types.profiles()?.into_iter().map(|profile| profile.class).collect();
         let mut all = vec!["test", "-p", "backlot-e2e", "--no-fail-fast"];
         for promise in &arguments.promises {
             all.extend(["--test", promise]);
         }
         all.extend(["--", "--test-threads=1", "--nocapture"]);
-        cargo(&all, &kubeconfig, &arguments.types.join(","))
+        cargo(&all, &kubeconfig, &names.join(","))
     })
 }
 

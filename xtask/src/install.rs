@@ -22,21 +22,38 @@ pub struct Arguments {
     /// Name of the local cluster.
     #[arg(long, env = "BACKLOT_CLUSTER", default_value = "dev")]
     pub cluster: String,
-    /// Only these types; all when absent.
-    #[arg(long = "type")]
-    pub types: Vec<String>,
+    #[command(flatten)]
+    pub types: Types,
 }
 
-impl Arguments {
+/// Which types a command is about.
+#[derive(Args, Clone, Debug)]
+pub struct Types {
+    /// Only these types; without it those whose tests are quick (images/<type>/test/quick).
+    #[arg(long = "type")]
+    types: Vec<String>,
+    /// Every type.
+    #[arg(long, conflicts_with = "types")]
+    all_types: bool,
+}
+
+impl Types {
+    /// Whether types are chosen by name.
+    pub fn are_named(&self) -> bool {
+        !self.types.is_empty()
+    }
+
     /// Profiles of the chosen types.
     pub fn profiles(&self) -> Result<Vec<Profile>> {
-        let all = Profile::all()?;
-        let chosen: Vec<_> =
-            all.into_iter().filter(|profile| self.types.is_empty() || self.types.contains(&profile.class)).collect();
-        if chosen.is_empty() {
-            bail!("no type {} under images/ has a test/e2e.json", self.types.join(", "));
+        let mut all = Profile::all()?;
+        if let Some(unknown) = self.types.iter().find(|name| all.iter().all(|profile| profile.class != **name)) {
+            bail!("--type {unknown}: there is no images/{unknown}/test/e2e.json");
         }
-        Ok(chosen)
+        all.retain(|profile| match &*self.types {
+            [] => self.all_types || profile.is_quick(),
+            named => named.contains(&profile.class),
+        });
+        Ok(all)
     }
 }
 
@@ -99,7 +116,7 @@ pub fn client_image() -> Result<String> {
 
 pub(crate) fn install(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
-    let profiles = arguments.profiles()?;
+    let profiles = arguments.types.profiles()?;
     let store = image::Store::open()?;
     let mut classes = Map::new();
     for profile in &profiles {

@@ -48,7 +48,7 @@ pub struct DatabaseSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub version: Option<String>,
-    /// Members of each group; the type's default when absent.
+    /// Members of each group, of every component that a cluster always has; the type's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 99))]
     pub members: Option<u32>,
@@ -133,9 +133,9 @@ pub enum DeletionPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ComponentOverride {
-    /// Members of each group of the component.
+    /// Members of each group of the component; 0 where the type can do without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 99))]
+    #[schemars(range(max = 99))]
     pub members: Option<u32>,
     /// CPU and memory of each member.
     #[serde(default, skip_serializing_if = "Option::is_none")]

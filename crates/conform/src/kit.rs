@@ -2,14 +2,16 @@
 //!
 //! Invariant: nothing here knows an engine. What is asked of it is in its manifest, what it answers is in the standard's words.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use backlot_api::labels::COMPONENT;
 use backlot_api::{Database, DatabaseClass};
 use backlot_standard::layout;
 use backlot_standard::manifest::Manifest;
@@ -149,6 +151,16 @@ impl Kit {
         self.world.server.create(&database).map(drop).map_err(|refused| anyhow!("{refused}"))
     }
 
+    /// Creates the Database with members of components that it may do without.
+    pub fn create_with_components(&mut self, members: u32, components: &BTreeMap<String, u32>) -> Result<()> {
+        self.records = 0;
+        let components: BTreeMap<_, _> =
+            components.iter().map(|(name, members)| (name, json!({"members": members}))).collect();
+        self.create_with(
+            &json!({"class": NAME, "members": members, "deletionPolicy": "Delete", "components": components}),
+        )
+    }
+
     /// The Database.
     pub fn database(&self) -> Result<Database> {
         self.world.server.get(NAMESPACE, NAME).context("the Database is gone")
@@ -178,14 +190,16 @@ impl Kit {
         self.wait(&format!("Ready with {members} members"), self.patience, || {
             let database = self.database()?;
             let Some(status) = database.status else { return Ok(None) };
-            let settled = ["Ready", "Progressing"].map(|kind| {
-                status.conditions.iter().find(|condition| condition.type_ == kind).is_some_and(|condition| {
-                    condition.status == if kind == "Ready" { "True" } else { "False" }
+            // An obstacle, such as a restart that the engine does not allow, leaves it Ready and makes it Degraded.
+            let is = |kind: &str, wanted: &str| {
+                status.conditions.iter().any(|condition| {
+                    (condition.type_ == kind && condition.status == wanted)
                         && condition.observed_generation == database.metadata.generation
                 })
-            });
+            };
             let count = u32::try_from(self.pods().len()).unwrap_or(u32::MAX);
-            Ok((settled == [true, true] && count == members).then_some(()))
+            let is_settled = is("Ready", "True") && is("Progressing", "False") && is("Degraded", "False");
+            Ok((is_settled && count == members).then_some(()))
         })
     }
 
@@ -209,6 +223,13 @@ impl Kit {
     /// Names of the members.
     pub fn members(&self) -> Vec<String> {
         self.pods().iter().map(kube::ResourceExt::name_any).collect()
+    }
+
+    /// Names of the members that applications connect to.
+    pub fn bound_members(&self) -> Vec<String> {
+        let bound = self.claims.manifest.bound_component();
+        let is_bound = |pod: &&Pod| pod.labels().get(COMPONENT).is_some_and(|component| component == bound);
+        self.pods().iter().filter(is_bound).map(kube::ResourceExt::name_any).collect()
     }
 
     /// The last member: the one that leaves first.
@@ -300,7 +321,7 @@ impl Kit {
 
     /// Writes the records up to `records` through these members; an error unless all are acknowledged.
     pub fn write(&mut self, records: u32) -> Result<()> {
-        let hosts = self.hosts(&self.members());
+        let hosts = self.hosts(&self.bound_members());
         self.workload("write", records, &hosts, &self.password()?, WORKLOAD).context("writing failed")?;
         self.records = records;
         Ok(())
@@ -313,7 +334,7 @@ impl Kit {
 
     /// Reads back every acknowledged record.
     pub fn verify(&self) -> Result<()> {
-        self.verify_through(&self.members())
+        self.verify_through(&self.bound_members())
     }
 
     /// How many records are missing when only these members are asked; `None` when they do not answer.
@@ -419,9 +440,12 @@ impl Kit {
         let mut story = String::new();
         let database: Option<Database> = self.world.server.get(NAMESPACE, NAME);
         let conditions = database.and_then(|database| database.status).map(|status| status.conditions);
-        let ready = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
-        if let Some(ready) = ready {
-            let _ = write!(story, "Ready={} {}: {}. ", ready.status, ready.reason, ready.message);
+        let telling =
+            |kind: &str, status: &str| matches!((kind, status), ("Ready", _) | ("Progressing" | "Degraded", "True"));
+        let conditions = conditions.into_iter().flatten();
+        for condition in conditions.filter(|condition| telling(&condition.type_, &condition.status)) {
+            let (kind, status, reason) = (&condition.type_, &condition.status, &condition.reason);
+            let _ = write!(story, "{kind}={status} {reason}: {}. ", condition.message);
         }
         let mut events: Vec<Event> = self.world.server.list(NAMESPACE);
         events.retain(|event| event.type_.as_deref() == Some("Warning"));
@@ -464,7 +488,7 @@ impl Kit {
 }
 
 /// A line of an agent's log that complains, for people.
-fn complaint(line: &str) -> Option<String> {
+pub fn complaint(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
     if !matches!(line["level"].as_str(), Some("warn" | "error")) {
         return None;
@@ -472,21 +496,4 @@ fn complaint(line: &str) -> Option<String> {
     let words =
         ["message", "verb", "error", "how", "code", "signal"].map(|field| line[field].as_str().unwrap_or_default());
     Some(words.join(" ").split_whitespace().collect::<Vec<_>>().join(" "))
-}
-
-/// Copies a folder with everything that the kernel keeps about its files.
-pub fn copy(from: &Path, to: &Path) -> Result<()> {
-    capture(std::process::Command::new("cp").args(["--archive", "--no-target-directory"]).args([from, to])).map(drop)
-}
-
-/// Empties a folder, `keep` excepted.
-pub fn empty(folder: &Path, keep: &str) -> Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.file_name().is_some_and(|name| name == keep) {
-            continue;
-        }
-        if path.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
-    }
-    Ok(())
 }

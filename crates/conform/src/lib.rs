@@ -7,6 +7,7 @@
 mod archive;
 mod checks;
 mod engine;
+mod files;
 mod kit;
 mod machine;
 mod pod;

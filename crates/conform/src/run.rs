@@ -11,7 +11,7 @@ use backlot_testkit::api_server::ApiServer;
 
 use crate::checks::{self, ALL, Check, NOT_YET, NotYet, Stage, Static};
 use crate::engine::Engine;
-use crate::kit::{Claims, Kit};
+use crate::kit::{Claims, Kit, complaint};
 use crate::machine::{self, Machine, Places};
 use crate::processes;
 use crate::report::{Outcome, Results, Verdict, line, say};
@@ -233,12 +233,23 @@ fn one(kit: &mut Kit, check: &Check, results: &mut Results) {
         return tell(results, outcome(Verdict::NotTested, format!("its set-up failed: {error:#}")));
     }
     let started = Instant::now();
-    note(results, check.level, check.name, started, (check.run)(kit));
+    note(results, check.level, check.name, started, (check.run)(kit).and_then(|()| answers_keep_the_standard(kit)));
     measure(kit, results);
     // What a failed check left behind must not fail the next one.
     if results.outcomes.last().is_some_and(|last| last.verdict == Verdict::Failed) {
         clear(kit);
     }
+}
+
+/// No verb answered anything in the agents' own calls that the standard does not know (SPEC §7.2).
+fn answers_keep_the_standard(kit: &Kit) -> Result<()> {
+    for member in kit.members() {
+        let log = kit.log(&member)?;
+        if let Some(complaint) = log.lines().filter(|line| line.contains("GarbageResult")).find_map(complaint) {
+            bail!("{member} says: {complaint}");
+        }
+    }
+    Ok(())
 }
 
 /// Removes the Database, so that the next check begins with a new one.

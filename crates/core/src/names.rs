@@ -1,15 +1,16 @@
 //! Names of everything that is made for a Database. They carry identity, so they never change.
 
-use backlot_standard::manifest::{Leadership, Manifest};
+use backlot_standard::manifest::{Component, Leadership, Manifest};
 
 /// Longest name of a Database; members' names and the host names made from it must fit 63 characters.
 pub const LONGEST_DATABASE_NAME: usize = 32;
 
-/// Name of a member: `<db>[-<component>][-<shard>]-<ordinal>`. The component appears when the type has several, the shard
+/// Name of a member: `<db>[-<component>][-<shard>]-<ordinal>`. The component appears unless it is `data`, the shard
 /// when the component has a leader per shard.
 pub fn member(database: &str, manifest: &Manifest, component: &str, shard: u32, ordinal: u32) -> String {
     let mut name = database.to_owned();
-    if manifest.components.len() > 1 {
+    // The part that nearly every type has is not named, so that members keep their names when a type gets more parts.
+    if component != Component::default().name {
         name = format!("{name}-{component}");
     }
     if manifest.component(component).is_some_and(|known| known.leader == Leadership::PerShard) {
@@ -49,8 +50,8 @@ pub fn binding_secret(database: &str) -> String {
 }
 
 /// Disruption budget of a component.
-pub fn budget(database: &str, manifest: &Manifest, component: &str) -> String {
-    if manifest.components.len() > 1 { format!("{database}-{component}") } else { database.to_owned() }
+pub fn budget(database: &str, component: &str) -> String {
+    if component == Component::default().name { database.to_owned() } else { format!("{database}-{component}") }
 }
 
 /// DNS name of a member, resolvable before it is ready.

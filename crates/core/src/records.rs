@@ -261,7 +261,7 @@ fn grow(
     group: &mut GroupStatus,
     mut more: usize,
 ) -> Option<Activity> {
-    let ids = wanted.manifest.membership.ids;
+    let ids = wanted.manifest.ids(&component.component.name);
     // Where members come one after the other, a newcomer is the highest: it may be heard by lower ones only.
     let first = match wanted.manifest.membership.start {
         StartOrder::Serial => group.members.iter().map(|member| member.ordinal + 1).max().unwrap_or(0),
@@ -357,7 +357,8 @@ fn can_leave(snapshot: &Snapshot, wanted: &Wanted, member: &MemberRecord) -> boo
     !wanted.has(Verb::Leave)
         || wanted.manifest.rule(Verb::Leave).runs_on != RunsOn::Self_
         || report(snapshot, member).is_some_and(|status| status.engine.phase == EnginePhase::Running)
-        || (wanted.has(Verb::Forget) && is_lost())
+        // A lost member is forgotten by others; an engine whose image cannot forget keeps no membership (SPEC §5.2).
+        || ((wanted.has(Verb::Forget) || !wanted.manifest.membership.quorum) && is_lost())
 }
 
 /// Whether a member says now, with the volume that is known to be its own, that it can serve its role.

@@ -82,6 +82,19 @@ pub struct WantedComponent {
 }
 
 impl Wanted {
+    /// The component that founds the engine's cluster of this one: itself, or the farthest one that it joins, through others, and
+    /// that has members (SPEC §9.11).
+    pub fn root<'a>(&'a self, component: &'a str) -> &'a str {
+        let (mut root, mut at) = (component, component);
+        while let Some(joined) = self.manifest.component(at).and_then(|known| known.joins.as_deref()) {
+            if self.components.iter().any(|known| known.component.name == joined && known.members > 0) {
+                root = joined;
+            }
+            at = joined;
+        }
+        root
+    }
+
     /// Whether the image has the verb.
     pub fn has(&self, verb: Verb) -> bool {
         self.verbs.contains(&verb)
@@ -256,8 +269,12 @@ fn want_component(
     let own = |is_own: bool, field: &str, general: &str| {
         if is_own { format!("spec.components.{}.{field}", component.name) } else { format!("spec.{general}") }
     };
-    let members = changed.members.or(spec.members).unwrap_or(component.members.default);
-    check_members(manifest, component, members, &own(changed.members.is_some(), "members", "members"), refusals);
+    // The general number is for the parts that every cluster has.
+    let general = spec.members.filter(|_| component.members.min > 0);
+    let members = changed.members.or(general).unwrap_or(component.members.default);
+    let field_of_members = own(changed.members.is_some() || general.is_none(), "members", "members");
+    check_members(manifest, component, members, &field_of_members, refusals);
+    check_root(manifest, component, members, founding, &field_of_members, refusals);
     let mut config = settings(&spec.config);
     config.extend(settings(&changed.config));
     check_config(database, manifest, component, &config, founding, refusals);
@@ -319,13 +336,37 @@ fn check_members(manifest: &Manifest, component: &Component, members: u32, field
             "MembersRefused",
             format!("{field}: {members} refused: {engine} has {min} to {max} members. Use a number in that range"),
         ));
-    } else if count.odd && members.is_multiple_of(2) {
+    } else if count.odd && members.is_multiple_of(2) && members > 0 {
         let fewer = members - 1;
         let more = if members < count.max { format!(" or {}", members + 1) } else { String::new() };
         refusals.push(refuse(
             "MembersRefused",
             format!(
                 "{field}: {members} refused: {engine} keeps a quorum with odd numbers; {members} members tolerate no more failures than {fewer}. Use {fewer}{more}"
+            ),
+        ));
+    }
+}
+
+/// Which component founds is settled once: members that founded cannot become such that join, nor the other way round.
+fn check_root(
+    manifest: &Manifest,
+    component: &Component,
+    members: u32,
+    founding: Option<&Founding>,
+    field: &str,
+    refusals: &mut Vec<Refusal>,
+) {
+    let name = &component.name;
+    let is_joined = manifest.components.iter().any(|other| other.joins.as_ref() == Some(name));
+    let Some(founding) = founding.filter(|_| is_joined && component.members.min == 0) else { return };
+    let had = founding.groups.iter().any(|group| group.component == *name);
+    if had != (members > 0) {
+        let instead = if had { "at least 1" } else { "0" };
+        refusals.push(refuse(
+            "MembersRefused",
+            format!(
+                "{field}: {members} refused: whether a cluster has {name} is settled when it is founded. Use {instead}"
             ),
         ));
     }

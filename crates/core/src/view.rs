@@ -24,7 +24,7 @@ pub fn view(snapshot: &Snapshot, wanted: &Wanted, groups: &[GroupStatus]) -> Clu
                 .and_then(|status| status.incarnation.clone());
             Member {
                 id: record.name.clone(),
-                numeric_id: wanted.manifest.membership.ids.min + record.ordinal,
+                numeric_id: wanted.manifest.ids(&group.component).min + record.ordinal,
                 name: names::dns(&record.name, &wanted.name, &wanted.namespace, &snapshot.operator.cluster_domain),
                 address: address.unwrap_or_default(),
                 component: group.component.clone(),
@@ -32,7 +32,7 @@ pub fn view(snapshot: &Snapshot, wanted: &Wanted, groups: &[GroupStatus]) -> Clu
                 ordinal: record.ordinal,
                 zone: String::new(),
                 state: record.state,
-                vote: record.state == MemberState::Joined,
+                vote: record.state == MemberState::Joined && wanted.root(&group.component) == group.component,
                 incarnation: record.incarnation.clone().or(reported).unwrap_or_default(),
                 engine_id: record.engine_id.clone(),
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::layout;
-use crate::manifest::{Elections, Leadership, Manifest};
+use crate::manifest::{Component, Elections, Leadership, Manifest};
 
 /// A rule that a manifest breaks; the text names the field, the value and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,17 +62,41 @@ impl Manifest {
     fn check_components(&self, errors: &mut Errors) {
         if self.components.is_empty() {
             errors.add("components", "is empty; leave it out for a single component `data`");
+        } else if self.components.iter().all(|component| component.members.min == 0) {
+            errors.add(
+                "components",
+                "has none with `members.min` of at least 1, so a cluster could have no member at all",
+            );
         }
         errors.unique("components", self.components.iter().map(|component| component.name.as_str()));
         for (index, component) in self.components.iter().enumerate() {
             let field = format!("components[{index}]");
             errors.name(&format!("{field}.name"), &component.name);
             let count = component.members;
-            if count.min == 0 || count.min > count.default || count.default > count.max {
-                errors.add(format!("{field}.members"), "needs 1 ≤ min ≤ default ≤ max");
+            if count.max == 0 || count.min > count.default || count.default > count.max {
+                errors.add(format!("{field}.members"), "needs min ≤ default ≤ max, and max at least 1");
             }
-            if count.odd && (count.min % 2 == 0 || count.default % 2 == 0) {
+            let is_even = |number: u32| number.is_multiple_of(2) && number > 0;
+            if count.odd && (is_even(count.min) || is_even(count.default)) {
                 errors.add(format!("{field}.members"), "is odd, but min or default is even");
+            }
+            let before = &self.components[..index];
+            if let Some(joined) =
+                component.joins.as_ref().filter(|name| before.iter().all(|known| known.name != **name))
+            {
+                errors.add(format!("{field}.joins"), format!("`{joined}` is no component that stands before this one"));
+            }
+            // Numbers name members to the engine: those of one cluster must differ.
+            let ids = self.ids(&component.name);
+            let shares = |other: &&Component| {
+                let others = self.ids(&other.name);
+                ids.min <= others.max && others.min <= ids.max
+            };
+            if let Some(other) = before.iter().filter(|_| component.joins.is_some()).find(shares) {
+                errors.add(
+                    format!("{field}.ids"),
+                    format!("overlap those of `{}`; give each a range of its own", other.name),
+                );
             }
             if component.leader != Leadership::None && self.elections == Elections::None {
                 errors.add(format!("{field}.leader"), "needs `elections: engine` or `elections: agent`");
@@ -130,6 +154,10 @@ impl Manifest {
     }
 
     fn check_binding(&self, errors: &mut Errors) {
+        let bound = self.bound_component();
+        if self.component(bound).is_none_or(|component| component.members.min == 0) {
+            errors.add("binding.component", format!("`{bound}` is no component that every cluster has"));
+        }
         if self.client_port().is_none() {
             errors.add("binding.port", format!("`{}` names no port of this manifest", self.binding.port));
         }

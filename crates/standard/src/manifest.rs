@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Setting;
+use crate::config::{Apply, Setting};
 use crate::verb::{Verb, VerbOverride, VerbRule};
 
 /// The manifest of a database image.
@@ -86,6 +86,11 @@ pub struct Component {
     pub minimum_memory_bytes: u64,
     /// Components that must be ready before this one is founded.
     pub depends_on: Vec<String>,
+    /// Component whose cluster the members of this one join: while that has members, this one is not founded and its members do
+    /// not vote (§9.11).
+    pub joins: Option<String>,
+    /// Range of numeric ids, `membership.ids` when absent.
+    pub ids: Option<IdRange>,
     /// Whether members have no data: no volumes, no prepare, no join.
     pub stateless: bool,
 }
@@ -98,6 +103,8 @@ impl Default for Component {
             members: MemberCount::default(),
             minimum_memory_bytes: 64 * 1024 * 1024,
             depends_on: vec![],
+            joins: None,
+            ids: None,
             stateless: false,
         }
     }
@@ -120,9 +127,9 @@ pub enum Leadership {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MemberCount {
-    /// Fewest members.
+    /// Fewest members; 0 for a component that a cluster may do without.
     pub min: u32,
-    /// Members when the user says nothing.
+    /// Members when the user says nothing, of this component's own number where `min` is 0.
     pub default: u32,
     /// Most members.
     pub max: u32,
@@ -354,6 +361,9 @@ pub struct Binding {
     /// Value of the key `type`, e.g. `acme`.
     #[serde(rename = "type")]
     pub kind: String,
+    /// Component that applications connect to; the first when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub component: Option<String>,
     /// Name of the port that applications use.
     pub port: String,
     /// User name, when the engine has one.
@@ -488,9 +498,26 @@ impl Manifest {
         }
     }
 
+    /// The first setting of this kind that has an example, with it (§8): what tests change.
+    pub fn example(&self, apply: Apply) -> Option<(String, String)> {
+        let mut settings = self.config.iter().filter(|(_, setting)| setting.apply == apply);
+        settings.find_map(|(key, setting)| Some((key.clone(), setting.example.clone()?)))
+    }
+
     /// The component with this name.
     pub fn component(&self, name: &str) -> Option<&Component> {
         self.components.iter().find(|component| component.name == name)
+    }
+
+    /// Numeric ids that members of this component may have.
+    pub fn ids(&self, component: &str) -> IdRange {
+        self.component(component).and_then(|known| known.ids).unwrap_or(self.membership.ids)
+    }
+
+    /// The component that applications connect to: the one that the binding names, else the first.
+    pub fn bound_component(&self) -> &str {
+        let named = self.binding.component.as_deref();
+        named.or_else(|| Some(self.components.first()?.name.as_str())).unwrap_or_default()
     }
 
     /// The port that applications use.

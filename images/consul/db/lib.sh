@@ -6,7 +6,7 @@ answer() { printf '%s\n' "$1" > "$DB_RESULT.new" && mv "$DB_RESULT.new" "$DB_RES
 text() { jq -n --arg text "$1" '$text'; }
 done_() { answer "{\"changed\": $1${2:+, \"output\": $2}}"; exit 0; }
 fail() { answer "{\"error\": {\"code\": \"$2\", \"message\": $(text "$3")}}"; exit "$1"; }
-pending() { answer "{\"progress\": {\"note\": $(text "$1")}}"; exit 10; }
+pending() { answer "{\"progress\": {\"fraction\": 0.5, \"note\": $(text "$1")}}"; exit 10; }
 later() { answer "{\"retry\": {\"afterSeconds\": 3}, \"error\": {\"code\": \"NotNow\", \"message\": $(text "$1")}}"; exit 11; }
 refuse() { answer "{\"blockers\": [{\"object\": $(text "$1"), \"reason\": $(text "$2"), \"hint\": $(text "$3")}]}"; exit 22; }
 state() { done_ false "{\"state\": \"$1\", \"message\": $(text "$2")}"; }

@@ -160,7 +160,7 @@ fn next_change(pilot: &Pilot, image: &Image) -> Option<Change> {
     let held = state.view.as_ref()?;
     let component = &state.own(&pilot.member.id).0?.component;
     let wanted = held.view.components.get(component).map(|component| component.config.clone()).unwrap_or_default();
-    let members = members_key(&held.view, &pilot.member.id);
+    let members = members_key(&held.view);
     let news = members != state.session.members
         || !config::untold(&state.session.told, &wanted, &image.manifest.config).is_empty();
     let call = news && image.has(Verb::Reconfigure);
@@ -202,11 +202,10 @@ async fn newer_view(pilot: &Pilot, generation: u64) {
     }
 }
 
-/// What an engine is told of the members of its group.
-pub fn members_key(view: &ClusterView, member: &str) -> String {
-    let Some(own) = view.member(member) else { return String::new() };
+/// What an engine is told of its members, those of other components too.
+pub fn members_key(view: &ClusterView) -> String {
     let mut key = String::new();
-    for other in view.members.iter().filter(|other| other.component == own.component && other.shard == own.shard) {
+    for other in &view.members {
         let line = serde_json::to_string(&(
             (&other.id, other.numeric_id, &other.name, &other.address),
             (other.state, other.vote, &other.engine_id),

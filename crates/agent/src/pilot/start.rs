@@ -115,7 +115,7 @@ impl Pilot {
             let held = state.view.as_ref().ok_or("no cluster view is held")?;
             let component = member.map(|member| member.component.clone()).unwrap_or_default();
             let wanted = held.view.components.get(&component).map(|wanted| wanted.config.clone()).unwrap_or_default();
-            (wanted, held.view.generation, reactions::members_key(&held.view, &self.member.id))
+            (wanted, held.view.generation, reactions::members_key(&held.view))
         };
         let mut call = Call::own(Verb::Render, &self.hello.boot_id, 1, self.start_reason());
         call.founding = founding;

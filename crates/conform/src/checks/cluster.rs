@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use backlot_api::database::DeletionPolicy;
+use backlot_standard::config::Apply;
 use backlot_standard::layout;
 use backlot_standard::manifest::Elections;
 use backlot_standard::result::Exit;
 use backlot_standard::verb::Verb;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::member::{change, ends_in_time, leader, until_done};
-use super::{smallest, three};
-use crate::kit::{Kit, copy, empty};
+use super::member::{change, ends_in_time, engine_starts, leader, until_done};
+use super::{bound, smallest, three};
+use crate::files::{copy, empty};
+use crate::kit::Kit;
 use crate::processes::{self, Killer};
 use crate::world::NAMESPACE;
 
@@ -176,12 +178,12 @@ fn watch_wiped(kit: &Kit, member: &str) -> Result<()> {
 
 /// A setting that needs a restart goes through all members, and nothing is lost.
 pub fn roll(kit: &mut Kit) -> Result<()> {
-    let example = kit.claims.manifest.config.iter().find_map(|(key, setting)| {
-        let is_restart = setting.apply == backlot_standard::config::Apply::Restart;
-        Some((key.clone(), setting.example.clone().filter(|_| is_restart)?))
-    });
-    let Some((key, value)) = example else { return Ok(()) };
+    let Some((key, value)) = kit.claims.manifest.example(Apply::Restart) else { return Ok(()) };
+    let starts = |kit: &Kit| kit.members().iter().map(|member| engine_starts(kit, member)).collect::<Result<Vec<_>>>();
+    let before = starts(kit)?;
     change(kit, &key, Some(&value))?;
+    let is_restarted = before.iter().zip(starts(kit)?).all(|(before, now)| now > *before);
+    ensure!(is_restarted, "changing {key} (apply: restart) did not restart every member");
     kit.verify()?;
     change(kit, &key, None)?;
     kit.write_more()?;
@@ -217,7 +219,7 @@ pub fn forgotten_member(kit: &mut Kit) -> Result<()> {
 
 /// One member fewer, or two where the number must be odd.
 fn shrunk(kit: &Kit) -> u32 {
-    let is_odd = kit.claims.manifest.components.first().is_some_and(|component| component.members.odd);
+    let is_odd = bound(&kit.claims).is_some_and(|component| component.members.odd);
     let fewer = three(&kit.claims) - if is_odd { 2 } else { 1 };
     fewer.max(smallest(&kit.claims))
 }

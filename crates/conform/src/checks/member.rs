@@ -176,24 +176,19 @@ pub fn unknown_fields(kit: &mut Kit) -> Result<()> {
     Ok(())
 }
 
-fn example(claims: &Claims, apply: Apply) -> Option<(String, String)> {
-    let mut settings = claims.manifest.config.iter().filter(|(_, setting)| setting.apply == apply);
-    settings.find_map(|(key, setting)| Some((key.clone(), setting.example.clone()?)))
-}
-
 /// Why there is no live setting to try.
 pub fn no_live(claims: &Claims) -> Option<&'static str> {
-    example(claims, Apply::Live).is_none().then_some("no setting with `apply: live` has an `example`")
+    claims.manifest.example(Apply::Live).is_none().then_some("no setting with `apply: live` has an `example`")
 }
 
 /// Why there is no setting to try that needs a restart.
 pub fn no_restart(claims: &Claims) -> Option<&'static str> {
-    example(claims, Apply::Restart).is_none().then_some("no setting with `apply: restart` has an `example`")
+    claims.manifest.example(Apply::Restart).is_none().then_some("no setting with `apply: restart` has an `example`")
 }
 
 /// A live setting is in force without a restart, and taken back as well.
 pub fn live_setting(kit: &mut Kit) -> Result<()> {
-    let Some((key, value)) = example(&kit.claims, Apply::Live) else { return Ok(()) };
+    let Some((key, value)) = kit.claims.manifest.example(Apply::Live) else { return Ok(()) };
     let member = kit.last()?;
     let starts = engine_starts(kit, &member)?;
     change(kit, &key, Some(&value))?;
@@ -209,7 +204,7 @@ pub fn live_setting(kit: &mut Kit) -> Result<()> {
 
 /// A setting that needs a restart is taken up by one.
 pub fn restart_setting(kit: &mut Kit) -> Result<()> {
-    let Some((key, value)) = example(&kit.claims, Apply::Restart) else { return Ok(()) };
+    let Some((key, value)) = kit.claims.manifest.example(Apply::Restart) else { return Ok(()) };
     let member = kit.last()?;
     let starts = engine_starts(kit, &member)?;
     change(kit, &key, Some(&value))?;
@@ -230,7 +225,8 @@ pub fn change(kit: &Kit, key: &str, value: Option<&str>) -> Result<()> {
 }
 
 /// How often the engine was started in the member's present container.
-fn engine_starts(kit: &Kit, member: &str) -> Result<usize> {
+/// How often a member's container has started its engine.
+pub fn engine_starts(kit: &Kit, member: &str) -> Result<usize> {
     Ok(kit.log(member)?.matches("the engine was started").count())
 }
 

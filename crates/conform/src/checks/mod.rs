@@ -1,14 +1,15 @@
 //! The checks. Each is a promise of the standard; which run is decided by what the manifest claims.
 //!
 //! Checks of a stage share one Database, in order; after one that failed the stage is set up anew. Invariant: a check leaves the
-//! Database as it found it, Ready and of the same size, or fails.
+//! Database as it found it, Ready and of the same size, or fails; or it leaves none.
 
 mod cluster;
 mod image;
 mod member;
+mod parts;
 
 use anyhow::Result;
-use backlot_standard::manifest::{Elections, Leadership};
+use backlot_standard::manifest::{Component, Elections, Leadership};
 use backlot_standard::verb::Verb;
 
 use crate::kit::{Claims, Kit};
@@ -190,6 +191,13 @@ pub const ALL: &[Check] = &[
         run: cluster::take_back,
     },
     Check { level: 2, name: "no-secret-is-seen", stage: Stage::Three, not_claimed: no_secrets, run: cluster::secrets },
+    Check {
+        level: 2,
+        name: "components-join-serve-and-leave",
+        stage: Stage::Three,
+        not_claimed: parts::none,
+        run: parts::join_serve_and_leave,
+    },
 ];
 
 /// What comes with later parts of the standard.
@@ -250,14 +258,19 @@ fn no_vote(claims: &Claims) -> Option<&'static str> {
         .or_else(|| (!counts).then_some("the engine does not elect by votes (membership.quorum, elections: engine)"))
 }
 
-/// Most members of the first component.
+/// The component that applications connect to: the one whose size checks change.
+fn bound(claims: &Claims) -> Option<&Component> {
+    claims.manifest.component(claims.manifest.bound_component())
+}
+
+/// Most members.
 fn largest(claims: &Claims) -> u32 {
-    claims.manifest.components.first().map_or(99, |component| component.members.max)
+    bound(claims).map_or(99, |component| component.members.max)
 }
 
 /// Members of the smallest Database.
 pub fn smallest(claims: &Claims) -> u32 {
-    claims.manifest.components.first().map_or(1, |component| component.members.min)
+    bound(claims).map_or(1, |component| component.members.min)
 }
 
 /// Members of a Database that can lose one.

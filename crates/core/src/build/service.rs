@@ -35,8 +35,7 @@ pub fn services(wanted: &Wanted) -> Vec<Object> {
         services.push(service(names::service(&wanted.name), None));
         services.push(service(names::read_only_service(&wanted.name), None));
     } else {
-        let component = wanted.components.first().map(|component| component.component.name.clone()).unwrap_or_default();
-        let selector = json!({CLUSTER_UID: wanted.cluster_uid, COMPONENT: component});
+        let selector = json!({CLUSTER_UID: wanted.cluster_uid, COMPONENT: wanted.manifest.bound_component()});
         services.push(service(names::service(&wanted.name), Some(selector)));
     }
     services
@@ -93,7 +92,7 @@ pub fn budget(wanted: &Wanted, component: &WantedComponent, members: usize) -> O
     let name = &component.component.name;
     Object::new(
         Kind::Budget,
-        names::budget(&wanted.name, &wanted.manifest, name),
+        names::budget(&wanted.name, name),
         json!({
             "metadata": meta(wanted),
             "spec": {

@@ -1,6 +1,6 @@
 //! Founding: once per group, by the member that status names before anybody is told to.
 
-use backlot_api::database::{Founder, MemberRecord};
+use backlot_api::database::{Founder, GroupStatus, MemberRecord};
 use backlot_standard::manifest::{Elections, Leadership, StartOrder};
 use backlot_standard::operation::{Act, OperationState};
 use backlot_standard::request::{MemberState, Reason};
@@ -15,11 +15,27 @@ pub(super) fn found(group: &mut Group<'_>, plan: &mut Plan) -> bool {
     if group.stored.founded {
         return false;
     }
+    if let Some(root) = group.root().cloned() {
+        follow(group, plan, &root);
+        return true;
+    }
     match group.stored.founder.clone() {
         None => choose(group, plan),
         Some(founder) => operate(group, plan, &founder),
     }
     true
+}
+
+/// Members of a component that joins another's cluster may come as soon as that one is founded.
+fn follow(group: &mut Group<'_>, plan: &mut Plan, root: &GroupStatus) {
+    if root.founded {
+        group.next.founded = true;
+        super::join::admit(group);
+        plan.activities.push(working("Joining", format!("{} joins what {} founded", group.title(), root.component)));
+    } else {
+        plan.activities
+            .push(working("WaitsForComponent", format!("{} waits until {} is founded", group.title(), root.component)));
+    }
 }
 
 fn choose(group: &mut Group<'_>, plan: &mut Plan) {

@@ -58,7 +58,8 @@ pub(super) fn objects(snapshot: &Snapshot, wanted: &Wanted, groups: &[Group<'_>]
     for group in groups {
         wants.push(build::budget(wanted, group.component, present(&group).len()));
     }
-    let members: Vec<_> = groups.iter().flat_map(|group| present(&group)).collect();
+    let bound = groups.iter().filter(|group| group.stored.component == wanted.manifest.bound_component());
+    let members: Vec<_> = bound.flat_map(|group| present(&group)).collect();
     let members: Vec<_> = members.iter().map(String::as_str).collect();
     if let Some(secret) = &objects.secret {
         wants.extend(build::binding(wanted, &members, secret, &snapshot.operator.cluster_domain));

@@ -67,9 +67,10 @@ fn end_membership(group: &mut Group<'_>, plan: &mut Plan, member: &MemberRecord)
     let is_empty = group
         .agent(name)
         .is_some_and(|status| status.data == Some(DataState::Fresh) && status.engine.phase == EnginePhase::Waiting);
-    let can_leave = group.wanted.has(Verb::Leave) && !is_volume_lost && !is_empty;
+    let has_nothing = is_volume_lost || is_empty;
+    let can_leave = group.wanted.has(Verb::Leave) && !has_nothing;
     let verb = if group.wanted.has(Verb::Forget) && !can_leave { Verb::Forget } else { Verb::Leave };
-    if !group.wanted.has(verb) || (verb == Verb::Leave && is_empty) {
+    if !group.wanted.has(verb) || (verb == Verb::Leave && has_nothing) {
         if group.wanted.manifest.membership.quorum {
             let engine = &group.wanted.manifest.engine;
             plan.activities.push(stuck(

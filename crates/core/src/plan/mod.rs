@@ -152,6 +152,8 @@ pub(crate) struct Group<'a> {
     pub(crate) snapshot: &'a Snapshot,
     pub(crate) wanted: &'a Wanted,
     pub(crate) component: &'a WantedComponent,
+    /// Groups of other components that are part of the same engine's cluster, as status stores them.
+    pub(crate) peers: Vec<GroupStatus>,
     /// As status stores it.
     pub(crate) stored: GroupStatus,
     /// As status will store it.
@@ -176,14 +178,22 @@ pub fn plan_pass(snapshot: &Snapshot, judgement: &Judgement) -> Plan {
 /// Plans one pass for a valid spec.
 pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
     let mut plan = Plan::default();
-    let mut groups = vec![];
-    for component in &wanted.components {
-        let stored = records::stored_group(snapshot, wanted, component, 0);
-        let mut next = stored.clone();
+    let mut groups: Vec<Group<'_>> = vec![];
+    let all: Vec<_> =
+        wanted.components.iter().map(|component| records::stored_group(snapshot, wanted, component, 0)).collect();
+    for (component, stored) in wanted.components.iter().zip(&all) {
+        if component.members == 0 && stored.members.is_empty() {
+            continue;
+        }
+        let root = wanted.root(&stored.component);
+        let is_peer =
+            |other: &&GroupStatus| other.component != stored.component && wanted.root(&other.component) == root;
+        let peers = all.iter().filter(is_peer).cloned().collect();
+        let (stored, mut next) = (stored.clone(), stored.clone());
         if !wanted.paused {
             plan.activities.extend(records::resize(snapshot, wanted, component, &mut next));
         }
-        groups.push(Group { snapshot, wanted, component, stored, next });
+        groups.push(Group { snapshot, wanted, component, peers, stored, next });
     }
     if wanted.paused {
         plan.activities.push(Activity {
@@ -195,11 +205,13 @@ pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
         keep::secret(snapshot, wanted, &groups, &mut plan);
         keep::objects(snapshot, wanted, &groups, &mut plan);
         keep::volumes(snapshot, &wanted.cluster_uid, wanted.deletion_policy, &mut plan);
+        // What changes an engine's cluster is done by one of its groups at a time; pods and volumes are kept for all.
+        let mut busy = vec![];
         for group in &mut groups {
-            for stage in STAGES {
-                if stage(group, &mut plan) {
-                    break;
-                }
+            let root = wanted.root(&group.stored.component).to_owned();
+            let stages = if busy.contains(&root) { &STAGES[..1] } else { STAGES };
+            if stages.iter().any(|stage| stage(group, &mut plan)) {
+                busy.push(root);
             }
         }
         keep::founding_record(snapshot, wanted, &groups, &mut plan);
@@ -251,7 +263,7 @@ impl Group<'_> {
 
     /// The report of a member's agent, when it is known now and about the member's own volume.
     pub(crate) fn agent(&self, member: &str) -> Option<&MemberStatus> {
-        match self.stored.members.iter().find(|known| known.name == member) {
+        match self.cluster().find(|known| known.name == member) {
             Some(record) => records::report(self.snapshot, record),
             None => self.snapshot.agents.get(member).and_then(Observed::known),
         }
@@ -270,8 +282,19 @@ impl Group<'_> {
 
     /// The member that leads: the decided one, else one that says so.
     pub(crate) fn leader(&self) -> Option<String> {
-        let says_so = || self.stored.members.iter().find(|member| reports_leader(self.snapshot, &member.name));
+        let says_so = || self.cluster().find(|member| reports_leader(self.snapshot, &member.name));
         self.stored.leader.clone().or_else(|| says_so().map(|member| member.name.clone()))
+    }
+
+    /// Every member of the engine's cluster that this group is part of.
+    pub(crate) fn cluster(&self) -> impl Iterator<Item = &MemberRecord> {
+        self.stored.members.iter().chain(self.peers.iter().flat_map(|peer| &peer.members))
+    }
+
+    /// The group that founds, when it is another component's.
+    pub(crate) fn root(&self) -> Option<&GroupStatus> {
+        let root = self.wanted.root(&self.stored.component);
+        self.peers.iter().find(|peer| peer.component == root)
     }
 
     /// Joined members other than `subject` whose engine is up, the leader first.
@@ -279,9 +302,7 @@ impl Group<'_> {
         use backlot_standard::request::MemberState::Joined;
         let leader = self.leader();
         let mut members: Vec<_> = self
-            .stored
-            .members
-            .iter()
+            .cluster()
             .filter(|member| member.name != subject && member.state == Joined && self.is_running(&member.name))
             .collect();
         members.sort_by_key(|member| (leader.as_deref() != Some(&member.name), member.ordinal));

@@ -104,7 +104,7 @@ fn first_role(group: &Group<'_>, waits: &[&MemberRecord]) -> Option<RoleOrder> {
 
 /// A member other than `subject` that must be well before `subject` may go down.
 fn first_unwell(group: &Group<'_>, subject: &str) -> Option<String> {
-    let others = group.stored.members.iter().filter(|member| member.name != subject);
+    let others = group.cluster().filter(|member| member.name != subject);
     others
         .filter(|member| {
             let cluster =

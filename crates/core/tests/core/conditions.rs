@@ -28,7 +28,7 @@ fn a_ready_database_says_so_in_every_field() {
         assert_eq!(world.condition("Progressing"), "False Settled: nothing is to be changed");
         assert_eq!(world.condition("Degraded"), "False AllWell: all members are well");
         let available = match shape {
-            Shape::Leaderless => "True MembersServe: members serve",
+            Shape::Leaderless | Shape::Parts => "True MembersServe: members serve",
             Shape::Quorum | Shape::Agent => "True LeaderWritable: orders-0 takes writes",
         };
         assert_eq!(world.condition("Available"), available, "{shape:?}");

@@ -20,6 +20,7 @@ enum Event {
     Silent(u8, u8),
     LosePod(u8),
     Members(u8),
+    Fronts(u8),
     Limit(u8),
     Connections(u8),
     Policy(bool),
@@ -33,9 +34,10 @@ fn event() -> impl Strategy<Value = Event> {
         4 => (0..12u8).prop_map(Event::Crash),
         2 => Just(Event::Stale),
         1 => Just(Event::Lossy),
-        2 => (0..6u8, 1..6u8).prop_map(|(member, ticks)| Event::Silent(member, ticks)),
-        2 => (0..6u8).prop_map(Event::LosePod),
+        2 => (0..8u8, 1..6u8).prop_map(|(member, ticks)| Event::Silent(member, ticks)),
+        2 => (0..8u8).prop_map(Event::LosePod),
         4 => any::<u8>().prop_map(Event::Members),
+        2 => (0..4u8).prop_map(Event::Fronts),
         1 => (1..100u8).prop_map(Event::Limit),
         2 => (10..255u8).prop_map(Event::Connections),
         1 => any::<bool>().prop_map(Event::Policy),
@@ -52,12 +54,12 @@ fn config() -> ProptestConfig {
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
-    prop_oneof![Just(Shape::Quorum), Just(Shape::Agent), Just(Shape::Leaderless)]
+    prop_oneof![Just(Shape::Quorum), Just(Shape::Agent), Just(Shape::Leaderless), Just(Shape::Parts)]
 }
 
 fn happen(world: &mut World, shape: Shape, event: &Event) {
     let size = |index: u8| shape.sizes()[usize::from(index) % shape.sizes().len()];
-    let name = |index: u8| format!("orders-{index}");
+    let name = |index: u8| shape.member(index);
     match *event {
         Event::Steps(steps) => (0..steps).for_each(|_| drop(world.step())),
         Event::Crash(acts) => {
@@ -69,6 +71,8 @@ fn happen(world: &mut World, shape: Shape, event: &Event) {
         Event::Silent(member, ticks) => drop(world.silent.insert(name(member), ticks.into())),
         Event::LosePod(member) => world.remove_pod(&name(member)),
         Event::Members(index) => world.edit(json!({"members": size(index)})),
+        Event::Fronts(_) if shape != Shape::Parts => {}
+        Event::Fronts(members) => world.edit(json!({"components": {"front": {"members": members}}})),
         Event::Limit(limit) => world.edit(json!({"config": {"live-limit": limit}})),
         Event::Connections(limit) => world.edit(json!({"config": {"max-connections": limit}})),
         Event::Policy(delete) => world.edit(json!({"deletionPolicy": if delete { "Delete" } else { "Retain" }})),
@@ -82,7 +86,11 @@ fn happen(world: &mut World, shape: Shape, event: &Event) {
             );
             for _ in 0..3 {
                 let followed = validate::judge(&world.snapshot()).followed;
-                let wants = followed.map(|wanted| (wanted.components[0].members, wanted.components[0].config.clone()));
+                let wants = followed.and_then(|wanted| {
+                    let mut components = wanted.components.into_iter();
+                    let data = components.find(|component| component.component.name == "data")?;
+                    Some((data.members, data.config))
+                });
                 let is_as_accepted = |(count, config): (u32, BTreeMap<String, String>)| {
                     before.as_ref().is_some_and(|spec| spec.members == Some(count) && spec.config.len() == config.len())
                 };
@@ -107,13 +115,15 @@ proptest! {
         events in proptest::collection::vec(event(), 0..16),
     ) {
         let size = shape.sizes()[usize::from(first) % shape.sizes().len()];
-        let mut world = World::new(shape, json!({"members": size}));
+        let mut world = World::new(shape, shape.spec(size));
         for event in &events {
             happen(&mut world, shape, event);
         }
         let plan = world.settle();
         prop_assert!(plan.activities.is_empty(), "{:?}", plan.activities);
-        let wants = world.database.spec.members.unwrap();
+        let spec = &world.database.spec;
+        let parts: u32 = spec.components.values().filter_map(|part| part.members).sum();
+        let wants = spec.members.unwrap() + parts;
         let ready = world.condition("Ready");
         prop_assert!(ready.starts_with("True Ready"), "{ready}");
         prop_assert_eq!(world.engine.members.len(), wants as usize);
@@ -131,13 +141,13 @@ proptest! {
         before in proptest::collection::vec(event(), 0..10),
         after in proptest::collection::vec(event(), 0..6),
     ) {
-        let mut world = World::new(shape, json!({"members": 3}));
+        let mut world = World::new(shape, shape.spec(3));
         for event in &before {
             happen(&mut world, shape, event);
         }
         world.edit(json!({"deletionPolicy": "Retain"}));
         let had_data = holds_data(&world);
-        world.recreate(json!({"members": 3}));
+        world.recreate(shape.spec(3));
         world.silent.clear();
         for event in &after {
             happen(&mut world, shape, event);
@@ -154,7 +164,7 @@ proptest! {
         shape in shape(),
         events in proptest::collection::vec(event(), 0..12),
     ) {
-        let mut world = World::new(shape, json!({"members": 3}));
+        let mut world = World::new(shape, shape.spec(3));
         for event in &events {
             happen(&mut world, shape, event);
         }
@@ -178,7 +188,8 @@ proptest! {
         events in proptest::collection::vec(event(), 0..10),
         crashes in proptest::collection::vec(0..6usize, 0..6),
     ) {
-        let mut world = World::new(shape, json!({"members": 3, "deletionPolicy": "Delete"}));
+        let mut world = World::new(shape, shape.spec(3));
+        world.edit(json!({"deletionPolicy": "Delete"}));
         for event in &events {
             happen(&mut world, shape, event);
         }

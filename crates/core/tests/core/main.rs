@@ -11,6 +11,7 @@ mod growing;
 mod keeping;
 mod laws;
 mod observed;
+mod parts;
 mod refusals;
 mod rolling;
 mod routes;

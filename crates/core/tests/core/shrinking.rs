@@ -3,6 +3,7 @@
 use backlot_core::plan::Plan;
 use backlot_core::snapshot::Observed;
 use backlot_standard::result::{EngineMember, MembershipOutput};
+use backlot_standard::verb::Verb;
 use serde_json::json;
 
 use crate::world::{Shape, World};
@@ -42,7 +43,9 @@ fn a_shrink_is_not_begun_while_those_that_stay_are_unwell() {
         assert!(!world.records().contains("leav"), "{shape:?}: {}", world.records());
         let why = match shape {
             Shape::Quorum | Shape::Agent => "True ShrinkWaits: orders-2 stays: orders-1 must be well first",
-            Shape::Leaderless => "True ShrinkWaits: orders-1 stays: it must run to move its data and duties away",
+            Shape::Leaderless | Shape::Parts => {
+                "True ShrinkWaits: orders-1 stays: it must run to move its data and duties away"
+            }
         };
         assert_eq!(world.condition("Degraded"), why, "{shape:?}");
         world.edit(json!({"members": 3}));
@@ -240,6 +243,22 @@ fn a_member_whose_volume_is_lost_is_forgotten_by_a_survivor() {
     assert!(world.delivered.iter().any(|operation| operation.starts_with("orders-0 forget/orders-2/")));
     world.settle();
     assert_eq!(world.records(), "0:joined");
+}
+
+#[test]
+fn a_member_whose_volume_is_lost_goes_from_an_engine_that_keeps_no_membership() {
+    let mut image = Shape::Leaderless.image();
+    image.verbs.remove(&Verb::Rebalance);
+    let mut world = World::of(image, json!({"members": 3}));
+    world.settle();
+    world.remove_pod("orders-2");
+    world.remove_claim("orders-2");
+    world.settle_with_obstacles();
+    assert_eq!(world.records(), "0:joined 1:joined 2:joined");
+    world.edit(json!({"members": 2}));
+    world.settle();
+    assert_eq!(world.records(), "0:joined 1:joined");
+    assert!(world.condition("Ready").starts_with("True"), "{}", world.condition("Ready"));
 }
 
 #[test]

@@ -23,12 +23,17 @@ pub struct Engine {
 }
 
 impl World {
-    fn voters_up(&self) -> usize {
-        self.engine.members.iter().filter(|member| self.is_up(member)).count()
+    /// Whether a member votes: keepers if the engine has any, else all but fronts.
+    fn votes(&self, member: &str) -> bool {
+        let is = |name: &str, part: &str| name.starts_with(&format!("{}-{part}-", super::NAME));
+        let has_keepers = self.engine.members.iter().any(|known| is(known, "keeper"));
+        if has_keepers { is(member, "keeper") } else { !is(member, "front") }
     }
 
     fn has_quorum(&self) -> bool {
-        !self.image.manifest.membership.quorum || self.voters_up() > self.engine.members.len() / 2
+        let voters = || self.engine.members.iter().filter(|member| self.votes(member));
+        let up = voters().filter(|member| self.is_up(member)).count();
+        !self.image.manifest.membership.quorum || up > voters().count() / 2
     }
 
     /// Adds or removes a member, when the engine can decide.
@@ -86,7 +91,7 @@ impl World {
     pub(super) fn health(&self, name: &str) -> HealthOutput {
         let is_member = self.engine.members.contains(name);
         let has_data = self.volume_name(name).is_some_and(|volume| self.volumes[&volume].has_data);
-        let cluster = match (self.has_quorum(), self.voters_up() == self.engine.members.len()) {
+        let cluster = match (self.has_quorum(), self.engine.members.iter().all(|member| self.is_up(member))) {
             (false, _) => ClusterHealth::NoQuorum,
             (true, false) => ClusterHealth::Degraded,
             (true, true) => ClusterHealth::Ok,
@@ -121,7 +126,7 @@ impl World {
             self.engine.members.iter().filter(|known| knows_all || *known == member).map(|known| EngineMember {
                 id: Some(known.clone()),
                 engine_id: format!("e-{known}"),
-                vote: true,
+                vote: self.votes(known),
                 up: Some(self.is_up(known)),
             });
         Observed::Known(MembershipOutput { version: String::new(), members: members.collect() })

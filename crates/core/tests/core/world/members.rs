@@ -204,10 +204,12 @@ impl World {
     /// Founding is asked of nobody but the member, and the volume, that status names.
     fn check_found(&self, member: &str) {
         let status = self.database.status.as_ref().unwrap();
-        let founder = status.groups[0].founder.as_ref().unwrap();
+        let mut groups = status.groups.iter().filter_map(|group| Some((group, group.founder.as_ref()?)));
+        let (group, founder) = groups.next().unwrap();
+        assert!(groups.next().is_none(), "two components found");
         let stamp = self.volumes[&self.volume_name(member).unwrap()].stamp.as_ref().unwrap();
         assert_eq!((founder.member.as_str(), &founder.incarnation), (member, &stamp.2), "who founds");
-        assert!(!status.groups[0].founded || self.engine.foundings.len() == 1, "founded twice");
+        assert!(!group.founded || self.engine.foundings.len() == 1, "founded twice");
     }
 
     /// Where members change one at a time, no change is begun beside another.

@@ -31,6 +31,9 @@ pub fn run(call: &Call, verb: Verb) -> Outcome {
     if breaks("unknown-fields") && fs::read_to_string(call.request_file()).is_ok_and(|text| text.contains("surprise")) {
         return refused(20, "UnknownField", "the request has a field that is not known");
     }
+    if verb == Verb::Join && breaks("knows-one-component") && call.own().is_some_and(|own| own.component != "data") {
+        return refused(20, "UnknownComponent", "this is no member of data");
+    }
     let lock = call.data.join("lock");
     if changes && (breaks("one-at-a-time") || breaks("stale-lock")) {
         if fs::OpenOptions::new().write(true).create_new(true).open(&lock).is_err() {
@@ -54,6 +57,7 @@ pub fn run(call: &Call, verb: Verb) -> Outcome {
         }
         Verb::Role => break_role(call, outcome.1.output.as_mut()),
         Verb::Health if breaks("tells-secrets") => println!("the password is {}", Call::secret()),
+        Verb::CanDisrupt if breaks("allows-nothing") => outcome.1.output = Some(json!({"allowed": []})),
         Verb::Reconfigure if breaks("live-by-restart") => {
             if let Some(output) = &mut outcome.1.output {
                 output["pendingRestart"] = json!(["greeting"]);

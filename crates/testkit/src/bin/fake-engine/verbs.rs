@@ -39,6 +39,7 @@ pub fn run(verb: Verb, root: &Path) -> ExitCode {
     let (code, result) = match open(root) {
         Ok(call) => {
             let asked = call.request.config.get("misbehave").map_or("", String::as_str);
+            let asked = if breaks::breaks("answers-nonsense") { "join:garbage:1" } else { asked };
             let file = result_file();
             call.record(verb);
             match misbehave::misbehave(verb.name(), &call.data, asked, file.as_deref()) {
