@@ -26,7 +26,9 @@ impl Engine {
         };
         if let Some(program) = choice {
             if answers(program) {
-                return Ok(Self { program: program.to_owned() });
+                let is_path = program.components().count() > 1;
+                let program = if is_path { std::path::absolute(program)? } else { program.to_owned() };
+                return Ok(Self { program });
             }
             bail!("--engine {}: `{0} version` does not work", program.display());
         }
@@ -56,7 +58,8 @@ impl Engine {
     /// A command.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(arguments).stdin(Stdio::null());
+        // podman's monitor leaves a file `oom` where it was started when a command in a container runs out of memory.
+        command.args(arguments).stdin(Stdio::null()).current_dir(std::env::temp_dir());
         command
     }
 
