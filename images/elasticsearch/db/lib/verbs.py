@@ -20,7 +20,7 @@ with open(os.environ["DB_REQUEST"], encoding="utf-8") as request_file:
 cluster, config, resources = request["cluster"], request.get("config") or {}, request.get("resources") or {}
 members = {m["id"]: m for m in request["members"]}
 me, peers = members[request["self"]], [m for m in members.values() if m["state"] not in ("left", "dead")]
-leaving = set((request.get("plan") or {}).get("leaving") or [])
+leaving = {m["id"] for m in peers if m["state"] == "leaving"}
 DATA, STAMP, OWN = "/data/db", "/data/db/member", f"{cluster['uid']} {me['id']}"
 UID, MEMBER, EXCLUDED = "cluster.metadata.uid", "cluster.metadata.member.", "cluster.routing.allocation.exclude._id"
 LIVE = ("action.auto_create_index", "action.destructive_requires_name", "cluster.max_shards_per_node", "indices.recovery.max_bytes_per_sec",
@@ -132,6 +132,10 @@ def check_majority(state, going):
     if sum(rest) < len(rest) // 2 + 1:
         unsafe((going, f"of the {len(rest)} other members only {sum(rest)} serve", "bring them back first"))
 
+def holders(ids):
+    """How many of these members hold shards, at least one."""
+    return sum(members.get(member, me)["component"] == "data" for member in ids) or 1
+
 def waits(index):
     """For how many copies a write waits; 0 where the index does not say."""
     value = index.get("write", {}).get("wait_for_active_shards", "0")
@@ -206,7 +210,11 @@ def render():
             fail(20, "InvalidSetting", f"heap {config['heap']} leaves too little of the member's memory ({memory >> 20}Mi)")
     ssl = {"enabled": "true", "verification_mode": "certificate", "client_authentication": "required", "key": "peer.key", "certificate": "peer.crt",
            "certificate_authorities": "peer.crt"}
+    # Members of the component `data` vote only where there are none for that.
+    voters = any(m["component"] == "master" for m in peers)
+    roles = {"master": "master", "data": "data,ingest,remote_cluster_client" if voters else None, "coordinating": ""}[me["component"]]
     settings = {
+        **({} if roles is None else {"node.roles": roles}),
         "node.store.allow_mmap": "false", **{key: plain(key) for key in config if key not in (*LIVE, "heap")},
         "cluster.name": cluster["engineName"], "node.name": me["id"], "path.home": "/opt/elasticsearch", "path.data": DATA, "path.logs": "/run/db/logs",
         "network.host": "0.0.0.0", "http.port": "9200", "transport.port": "9300",
@@ -218,9 +226,9 @@ def render():
         **({"cluster.initial_master_nodes": me["id"]} if cluster.get("founding") else {}),
     }
     small = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:ReservedCodeCacheSize=64m"]
-    roles = {"app": {"cluster": ["monitor", "manage_index_templates"], "indices": [{"names": ["*"], "privileges": ["all"]}]}}
+    rights = {"app": {"cluster": ["monitor", "manage_index_templates"], "indices": [{"names": ["*"], "privileges": ["all"]}]}}
     files = {
-        "settings.json": json.dumps(settings, indent=1), "roles.yml": json.dumps(roles), "users_roles": "superuser:admin\napp:app\n",
+        "settings.json": json.dumps(settings, indent=1), "roles.yml": json.dumps(rights), "users_roles": "superuser:admin\napp:app\n",
         "log4j2.properties": "appender.console.type = Console\nappender.console.name = console\nappender.console.layout.type = PatternLayout\n"
                              "appender.console.layout.pattern = [%-5p][%c{1.}] %m%n\nrootLogger.level = info\nrootLogger.appenderRef.console.ref = console\n",
         **{f"{name}.plain": f"${{secret:{name}}}" for name in ("admin", "app", "peer")},
@@ -249,7 +257,7 @@ def found():
         state, node = own()
     except Lost as error:
         pending(f"the server has no master yet: {error}")
-    changed = state.set({UID: cluster["uid"], MEMBER + me["id"]: node}) | adapt(state, len(state.members) or 1) | configure(state)
+    changed = state.set({UID: cluster["uid"], MEMBER + me["id"]: node}) | adapt(state, holders(state.members)) | configure(state)
     remember()
     done(changed, {"engineId": node})
 
@@ -275,7 +283,7 @@ def leave():
         done(False)
     check_majority(seen, me["id"])
     rest = seen.members.keys() - {me["id"]}
-    stay = len(rest - leaving) or len(rest)
+    stay = holders(rest - leaving or rest)
     if many := [(f"index {name}", f"has {int(index['number_of_replicas']) + 1} copies, and {stay} members would stay", "lower its number_of_replicas")
                 for name, index in seen.indices.items() if not follows(index) and not expands(index) and int(index["number_of_replicas"]) >= stay]:
         unsafe(*many)
@@ -319,7 +327,7 @@ def rebalance():
     seen = elsewhere()
     if not seen:
         later("no member with a master answers")
-    stay, changed = len(seen.members.keys() - leaving) or 1, seen.clean()
+    stay, changed = holders(seen.members.keys() - leaving), seen.clean()
     for _ in range(3):  # first the copies, then that writes wait for them
         if not adapt(seen, stay):
             break
@@ -364,7 +372,7 @@ def can_disrupt():
 def configure(state):
     """Live settings. The marks of a full disk are shares of the volume's size: the file system below it may be larger, and others' too."""
     volume = (resources.get("volumes") or {}).get("data")
-    marks = {f"cluster.routing.allocation.disk.watermark.{name}": f"{volume * share // 100}b" if volume else None
+    marks = {} if me["component"] != "data" else {f"cluster.routing.allocation.disk.watermark.{name}": f"{volume * share // 100}b" if volume else None
              for name, share in (("low", 15), ("high", 10), ("flood_stage", 5))}
     return state.set({**marks, **{key: plain(key) if key in config else None for key in LIVE}})
 
