@@ -16,7 +16,6 @@ CLUSTER, SELF, BUCKET = env["DB_ENGINE_NAME"], env["DB_SELF_NAME"], "app"
 # Settings of the whole cluster: where each is read and written, its name there, the server's default.
 SETTINGS = {"rebalanceMovesPerNode": ("/settings/rebalance", "rebalanceMovesPerNode", 4),
             "queryCompletedThreshold": ("/settings/querySettings", "queryCompletedThreshold", 1000),
-            "queryCompletedLimit": ("/settings/querySettings", "queryCompletedLimit", 4000),
             "autoFailoverTimeout": ("/settings/autoFailover", "timeout", 30)}
 
 
@@ -87,12 +86,12 @@ class Pool:
         self.up = sum(node["up"] for node in self.nodes)
         self.quorum = self.up > len(self.nodes) // 2
         self.moving = self.data.get("rebalanceStatus", "none") != "none"
+        self.even = not self.moving and self.data.get("balanced", True)
+        self.ours = self.data.get("clusterName") == CLUSTER
+        self.me = next((node for node in self.nodes if node.get("thisNode")), {})
 
     def node(self, name):
         return next((node for node in self.nodes if node["name"] == name), None)
-
-    def me(self):
-        return next((node for node in self.nodes if node.get("thisNode")), {})
 
     def post(self, path, form, timeout=20):
         return call("POST", path, form, host=self.host, timeout=timeout)
@@ -122,22 +121,21 @@ def claim():
     call("POST", "/settings/web", {"username": "backlot", "password": secret("system"), "port": "SAME"}, timeout=20)
 
 
-def inside(*without):
-    """The cluster as an active member with a majority sees it, and none of `without`."""
-    why = "no other member is in the cluster yet"
+def views(*without):
+    """The cluster as each active member that sees a majority tells it, but `without`."""
     for row in members():
         if row["name"] in without or row["state"] == "new":
             continue
         try:
             pool = Pool("127.0.0.1" if row["name"] == SELF else row["name"], 3)
-        except (Lost, Refused) as error:
-            why = str(error)
+        except (Lost, Refused):
             continue
-        if pool.data.get("clusterName") == CLUSTER and pool.me().get("active"):
-            if pool.quorum:
-                return pool
-            why = f"{row['name']} sees {pool.up} of {len(pool.nodes)} members"
-    later(f"no active member sees a majority: {why}")
+        if pool.ours and pool.me.get("active") and pool.quorum:
+            yield pool
+
+
+def inside(*without):
+    return next(views(*without), None) or later("no other active member sees a majority")
 
 
 def alone(pool, name):
@@ -173,20 +171,19 @@ def progress(pool):
     later("the server changes its layout")
 
 
-def spread(pool, eject=None):
-    """Until all nodes but `eject` are active and the data lies evenly: starts or watches a rebalance (10). Else whether it changed something."""
+def spread(pool, eject=None, wait=True):
+    """Until all nodes but `eject` are active and the data lies evenly: starts or watches a rebalance, and answers 10."""
     if pool.moving:
         progress(pool)
     stay = [node for node in pool.nodes if node["name"] != eject]
+    if away := [node["name"] for node in pool.nodes if not node["up"]]:
+        later(f"{', '.join(away)} does not answer; start it, or let it be forgotten")
     for node in stay:
         if node["clusterMembership"] == "inactiveFailed" and node.get("recoveryType", "none") == "none":
-            if not node["up"]:
-                later(f"{node['name']} is failed over and does not answer; start it, or let it be forgotten")
             pool.post("/controller/setRecoveryType", {"otpNode": node["otpNode"], "recoveryType": "delta"})
     active = sum(node["active"] for node in pool.nodes)
     changed = copies(pool, len(stay), active)
-    even = len(stay) == len(pool.nodes) and active == len(stay) and pool.data.get("balanced", True)
-    if even and not changed:
+    if pool.even and not changed and len(stay) == len(pool.nodes) == active:
         return
     gone = [node["otpNode"] for node in pool.nodes if node not in stay]
     try:
@@ -199,7 +196,8 @@ def spread(pool, eject=None):
         elif error.status not in (503, 504) and "mismatch" not in error.text:
             raise
         later(f"the rebalance did not start: {error}")
-    pending(0.05, "the rebalance was started", changed=True)
+    if wait:
+        pending(0.05, "the rebalance was started")
 
 
 def settle(pool):
@@ -249,11 +247,11 @@ def found():
              "indexMemoryQuota": index, "indexerStorageMode": "plasma", "sendStats": "false", "username": "backlot",
              "password": secret("system"), "port": "SAME"}, timeout=40)
         changed = True
-        while (pool := local()) is None or not pool.me().get("up"):
+        while (pool := local()) is None or not pool.me.get("up"):
             if time.monotonic() > DEADLINE:
                 pending(0.5, "the server takes over its name")
             time.sleep(0.5)
-    elif pool.data.get("clusterName") != CLUSTER:
+    elif not pool.ours:
         fail(23, "OtherCluster", "the server has a password, but was not founded by this image; empty the volume")
     if not pool.quorum:
         later("the member sees no majority")
@@ -274,7 +272,7 @@ def found():
         if time.monotonic() > DEADLINE:
             pending(0.9, "the bucket warms up")
         time.sleep(0.5)
-    finish(0, {"engineId": pool.me()["nodeUUID"]}, changed=changed)
+    finish(0, {"engineId": pool.me["nodeUUID"]}, changed=changed)
 
 
 def post_start():
@@ -283,31 +281,15 @@ def post_start():
         if env["DB_FOUNDED"] == "true":  # else `found` follows, with clusterInit, which a claimed server refuses
             claim()
         finish(0, changed=env["DB_FOUNDED"] == "true")
-    if pool.data.get("clusterName") == CLUSTER and len(pool.nodes) > 1:
-        # Others know better: what this server had stored may be from before it was failed over.
-        for row in members():
-            if row["name"] == SELF or row["state"] == "new":
-                continue
-            try:
-                other = Pool(row["name"], 3)
-            except (Lost, Refused):
-                continue
-            mine = other.node(SELF)
-            if not mine or not other.quorum or mine["clusterMembership"] != "inactiveFailed":
-                continue
-            if mine.get("recoveryType", "none") != "none" and other.moving:
-                break
-            if not mine["up"]:
-                later("the others do not see this member yet")
-            try:
-                spread(other)
-            except SystemExit as end:
-                if end.code != 10:
-                    raise
-                # The start ends here; `health` tells when the member serves again.
-                finish(0, changed=True)
-            break
-    finish(0, changed=False)
+    # Others know better: what this server had stored may be from before it was failed over.
+    other = next(views(SELF), None) if pool.ours else None
+    mine = other.node(SELF) if other else None
+    if not mine or mine["clusterMembership"] != "inactiveFailed" or (other.moving and mine.get("recoveryType", "none") != "none"):
+        finish(0, changed=False)
+    if other.moving:
+        later("it was failed over, and is taken back after the rebalance that runs")
+    spread(other, wait=False)
+    finish(0, changed=True)  # the start ends here; `health` tells when the member serves again
 
 
 def join():
@@ -321,12 +303,9 @@ def join():
         # The name of a volume that is lost: it has to go before the name can be added again.
         remove(pool, mine)
         pending(0.1, "the lost data's membership was ended")
-    if mine and mine["active"] and not pool.moving and pool.data.get("balanced", True) and mine["up"]:
-        spread(pool)
+    if mine and mine["active"] and mine["up"] and not empty and not pool.moving:
         finish(0, {"engineId": mine["nodeUUID"]}, changed=False)
-    if pool.moving:
-        progress(pool)
-    if not mine:
+    if not mine and not pool.moving:
         if not empty:
             later("the server still believes to be in the cluster that has removed it")
         try:
@@ -335,9 +314,9 @@ def join():
                       "services": "kv,n1ql,index"}, timeout=60)
         except Refused as error:
             later(f"the cluster did not take the member: {error}")
-        pending(0.2, "added; it holds no data before a rebalance", changed=True)
+        pending(0.2, "added; it holds no data before a rebalance")
     spread(pool)
-    pending(0.9, "the member becomes active")
+    later("the member is not active yet")
 
 
 def remove(pool, node):
@@ -361,24 +340,17 @@ def remove(pool, node):
 
 def leave():
     name = env.get("DB_SUBJECT_NAME") or SELF
-    pool = inside(name) if len([row for row in members() if row["name"] != name]) else None
-    if pool is None:
+    if all(row["name"] == name for row in members()):
         unsafe(name, "it is the last member", "delete the database instead")
+    pool = inside(name)
     node = pool.node(name)
     if not node:
         if name == SELF:
-            try:
-                own = local()
-            except Lost:  # a server that is down has no open door
-                own = Pool
-            if own is None:
-                claim()
-            elif own is not Pool and own.data.get("clusterName"):
+            if (own := local()) is None:
+                claim()  # it is open to anyone again
+            elif own.data.get("clusterName"):
                 pending(0.95, "the server forgets its data")
         finish(0, changed=False)
-    if node["clusterMembership"] == "inactiveAdded" and not pool.moving:
-        pool.post("/controller/ejectNode", {"otpNode": node["otpNode"]})
-        pending(0.9, "it was not active yet")
     stay = len(pool.nodes) - 1
     for bucket in pool.buckets():
         if bucket["name"] != BUCKET and bucket.get("replicaNumber", 0) >= stay > 0:
@@ -397,7 +369,7 @@ def forget():
         spread(pool, name)
     else:
         remove(pool, node)
-    pending(0.9, "the member is being removed", changed=True)
+    pending(0.9, "the member is being removed")
 
 
 def rebalance():
@@ -425,7 +397,7 @@ def can_disrupt():
         have = bucket.get("replicaNumber", 0) + 1
         if have - (have // 2 + 1) < spare:
             spare, name = have - (have // 2 + 1), bucket["name"]
-    if pool.moving or not pool.data.get("balanced", True) or not all(node["active"] and node["up"] for node in pool.nodes):
+    if not pool.even or not all(node["active"] and node["up"] for node in pool.nodes):
         spare, why = 0, "data moves, or a member is away"
     allowed = []
     for member in asked:
@@ -440,10 +412,8 @@ def can_disrupt():
 
 def reconfigure():
     pool = local()
-    if pool is None or pool.data.get("clusterName") != CLUSTER:
-        later("the server is in no cluster yet")
-    if not pool.quorum:
-        later("the member sees no majority")
+    if pool is None or not pool.ours or not pool.quorum:
+        later("the server is in no cluster yet, or sees no majority")
     values, changed = settle(pool)
     given = settings()
     finish(0, {"values": {key: value for key, value in values.items() if key in given}, "pendingRestart": []}, changed=changed)
@@ -454,8 +424,7 @@ def role():
         pool = Pool(timeout=2)
     except (Lost, Refused):
         finish(0, {"role": "unknown", "writable": False})
-    mine = pool.me()
-    serves = bool(pool.data.get("clusterName") == CLUSTER and mine.get("active") and mine["up"])
+    serves = bool(pool.ours and pool.me.get("active") and pool.me["up"])
     finish(0, {"role": "peer" if serves else "unknown", "writable": serves and pool.quorum})
 
 
@@ -470,8 +439,8 @@ def health():
         say("starting", False, "unknown", "Loading", "the port is not open yet")
     except Refused as error:
         say("up", False, "unknown", "NotAMember" if error.status == 404 else "NoAccess", str(error))
-    mine = pool.me()
-    if pool.data.get("clusterName") != CLUSTER:
+    mine = pool.me
+    if not pool.ours:
         say("up", False, "unknown", "NotAMember", "the server is in no cluster yet")
     away = [node["name"] for node in pool.nodes if not node["up"]]
     if not pool.quorum:
@@ -485,7 +454,7 @@ def health():
         say("up", False, "degraded", "NotActive", f"the member is {mine['clusterMembership']} and {mine['status']}")
     if away:
         say("up", True, "degraded", "MembersMissing", "not serving: " + ", ".join(away))
-    if pool.moving or not pool.data.get("balanced", True):
+    if not pool.even:
         say("up", True, "degraded", "NotBalanced", "data moves, or waits for a rebalance")
     say("up", True, "ok", "", f"{len(pool.nodes)} members serve")
 
