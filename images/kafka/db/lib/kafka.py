@@ -10,6 +10,7 @@ from struct import calcsize, pack, unpack
 from time import monotonic
 
 DATA = "/data/kafka"
+BROKERS = range(1, 1000)  # numbers of the component `data`, in the manifest
 STALE = 5000  # milliseconds after which a voter that does not catch up counts as down
 ACL = "kind:c name:s pattern:c principal:s host:s operation:c permission:c"
 REPLICA = "id:i dir:u end:q fetched:q caught:q"
@@ -124,14 +125,14 @@ class Reply:
 
 
 class Client:
-    """A connection to the server on `host`. Raises ConnectionError when nothing listens there, else Lost."""
+    """A connection to the server on `host`, a broker's or a controller's. Raises ConnectionError when nothing listens there, else Lost."""
 
-    def __init__(self, host="127.0.0.1", timeout=10):
-        self.end = monotonic() + timeout
+    def __init__(self, host="127.0.0.1", timeout=10, component="data"):
+        self.end, self.is_broker = monotonic() + timeout, component == "data"
         with open(f"{os.environ['DB_SECRETS']}/peer/current", encoding="utf-8") as file:
             password = file.read().strip()
         try:
-            family, kind, protocol, _, address = getaddrinfo(host.encode(), 9092, 0, SOCK_STREAM)[0]
+            family, kind, protocol, _, address = getaddrinfo(host.encode(), 9092 if self.is_broker else 9093, 0, SOCK_STREAM)[0]
             self.socket = socket(family, kind, protocol)
             self.socket.settimeout(min(timeout, 3))
             self.socket.connect(address)
@@ -174,9 +175,9 @@ class Client:
         result = self.call("DescribeQuorum", topics=[topic])["topics"][0]["results"][0]
         if result["error"]:
             raise Lost(f"no leader: {result['message']}")
-        now, serving = max(voter["caught"] for voter in result["voters"]), self.brokers()
+        now, serving = max(voter["caught"] for voter in result["voters"]), self.brokers() if self.is_broker else BROKERS
         for replica in result["voters"] + result["observers"]:
-            replica["up"] = now - replica["caught"] < STALE and replica["id"] in serving
+            replica["up"] = now - replica["caught"] < STALE and (replica["id"] not in BROKERS or replica["id"] in serving)
         return result
 
     def brokers(self):
@@ -187,6 +188,15 @@ class Client:
         """All partitions by topic and index."""
         topics = self.call("Metadata", topics=None, create=False, rights=False)["topics"]
         return {(topic["name"], p["index"]): p for topic in topics for p in topic["partitions"]}
+
+
+def leader():
+    """Number of the active controller as the own server wrote it down, -1 when it knows none. Only that one answers about the quorum."""
+    try:
+        with open(f"{DATA}/__cluster_metadata-0/quorum-state", encoding="utf-8") as file:
+            return int(file.read().split('"leaderId":')[1].split(",")[0])
+    except (OSError, IndexError):
+        return -1
 
 
 def identity():

@@ -1,16 +1,16 @@
 """The verbs role and health: what this member is. Asks the own server only, which asks the active controller."""
 import os
 
-from kafka import DATA, Client, Lost, identity
+from kafka import Client, Lost, identity, leader
 
 env = os.environ
 SELF = int(env["DB_SELF_NUMERIC_ID"])
 VERB = env["DB_VERB"]
+COMPONENT = env["DB_SELF_COMPONENT"]
 WAS_MEMBER = env["DB_SELF_STATE"] in ("joined", "leaving")
 
 
 def finish(**output):
-    # No text here holds a quote, so this is JSON, and the module need not be loaded.
     # No text here holds a quote, so this is JSON, and the module for it need not be loaded.
     text = str({"output": output}).replace("'", '"').replace("True", "true").replace("False", "false")
     with open(env["DB_RESULT"] + ".new", "w", encoding="utf-8") as file:
@@ -25,29 +25,26 @@ def no_answer(process, cluster, reason, message):
     finish(process=process, ready=False, cluster=cluster, reasons=[reason], message=message)
 
 
-def leader_known():
-    """Whether the log of the metadata has a leader, as the server wrote it down."""
-    try:
-        with open(f"{DATA}/__cluster_metadata-0/quorum-state", encoding="utf-8") as file:
-            return '"leaderId":-1' not in file.read()
-    except OSError:
-        return False
-
-
 try:
-    client = Client(timeout=3)
+    client = Client(timeout=3, component=COMPONENT)
 except ConnectionError:
     # The port opens when the metadata is read and the logs are recovered.
-    lost = WAS_MEMBER and not leader_known()
+    lost = WAS_MEMBER and leader() < 0
     no_answer("starting", "noQuorum" if lost else "unknown", "NoLeader" if lost else "Loading",
               "waits for a majority of the members" if lost else "the client port is not open yet")
 except Lost:
     no_answer("hung", "unknown", "NoAnswer", "the server does not answer on its client port")
+with open(env["DB_MEMBERS"], encoding="utf-8") as file:
+    lines = [line.split("\t") for line in file]
 try:
+    if COMPONENT != "data" and leader() != SELF:  # brokers pass requests on, controllers do not
+        client = Client(next((line[2] for line in lines if line[1] == str(leader())), "127.0.0.1"), 3, COMPONENT)
     quorum = client.quorum()
-except Lost:
+except (Lost, ConnectionError):
     no_answer("up", "noQuorum" if WAS_MEMBER else "unknown", "NoLeader", "no active controller answers: fewer than a majority of the members serve")
-own = next((v for v in quorum["voters"] if v["id"] == SELF and v["dir"] == identity()["directory.id"]), None)
+is_broker_only = COMPONENT == "data" and any(line[4] == "controller" for line in lines)
+kind = quorum["observers" if is_broker_only else "voters"]
+own = next((v for v in kind if v["id"] == SELF and v["dir"] == identity()["directory.id"]), None)
 serves = bool(own and own["up"])
 leads = quorum["leader"] == SELF
 if VERB == "role":
@@ -60,7 +57,8 @@ missing = [v["id"] for v in quorum["voters"] if not v["up"]]
 cluster, reasons, message = "ok", [], f"{'active controller, ' if leads else ''}{len(ids)} members"
 if missing:
     cluster, reasons, message = "degraded", ["MembersMissing"], f"members {missing} of {ids} are not in sync or do not serve"
-if leads:  # one member reads all partitions; the others need not
+# One member reads all partitions; the others need not.
+if SELF == min((o["id"] for o in kind if o["up"]), default=0) if is_broker_only else leads and client.is_broker:
     partitions = client.partitions()
     offline = [key for key, p in partitions.items() if p["leader"] < 0]
     lagging = [key for key, p in partitions.items() if len(p["isr"]) < len(p["replicas"])]

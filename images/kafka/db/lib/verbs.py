@@ -13,7 +13,7 @@ import sys
 import time
 
 sys.path.insert(0, "/db/lib")
-from kafka import DATA, Client, Lost, Refused, identity  # noqa: E402
+from kafka import DATA, Client, Lost, Refused, identity, leader  # noqa: E402
 
 BATCH = 20  # partitions that move at the same time: the throttle
 LIVE = ("compression.type", "log.cleanup.policy", "log.retention.ms", "log.retention.bytes", "log.segment.bytes", "message.max.bytes",
@@ -24,7 +24,12 @@ uid, founded, config = request["cluster"]["uid"], request["cluster"]["founded"],
 plan, params = request.get("plan") or {}, request.get("params") or {}
 members = {m["id"]: m for m in request["members"]}
 me = members[request["self"]]
-SELF, peers = me["numericId"], [m for m in members.values() if m["component"] == me["component"] and m["state"] not in ("left", "dead")]
+SELF, peers = me["numericId"], [m for m in members.values() if m["state"] not in ("left", "dead")]
+# Who votes: controllers, where there are some, else the brokers.
+VOTING = "controller" if any(m["component"] == "controller" for m in peers) else "data"
+VOTES, SERVES = me["component"] == VOTING, me["component"] == "data"
+brokers = [m for m in peers if m["component"] == "data"]
+WANTED = plan.get("target") if SERVES else sum(m["state"] != "leaving" for m in brokers)
 # As Kafka writes ids: 16 bytes in base64, and no dash in front.
 CLUSTER = re.sub("^-", "_", base64.urlsafe_b64encode(hashlib.sha256(uid.encode()).digest()[:16]).decode().rstrip("="))
 
@@ -57,12 +62,13 @@ def unsafe(name, reason, hint):
     fail(22, "Unsafe", f"{name}: {reason}; {hint}", blockers=[{"object": name, "reason": reason, "hint": hint}])
 
 
-def elsewhere(without, timeout=25):
-    """A connection to a member that stays, through which the quorum answers, and that answer."""
-    order = sorted((m for m in peers if m["id"] != without and m["state"] in ("joined", "leaving")), key=lambda m: m["state"] != "joined")
+def elsewhere(without, timeout=25, among=peers):
+    """A connection to a member that stays, through which the quorum answers, and that answer. Brokers know the partitions, controllers do not."""
+    order = sorted((m for m in among if m["id"] != without and m["state"] in ("joined", "leaving")),
+                   key=lambda m: (m["component"] != "data", m["state"] != "joined"))
     for member in order:
         try:
-            client = Client("127.0.0.1" if member is me else member["name"], timeout)
+            client = Client("127.0.0.1" if member is me else member["name"], timeout, member["component"])
             client.end = time.monotonic() + 4
             quorum = client.quorum()
             client.end = time.monotonic() + timeout
@@ -92,14 +98,14 @@ def prepare():
         state("retired", "the member was removed")
     if stored and me["state"] not in ("joined", "leaving") or not stored and not (founded and me["state"] in ("new", "joining")):
         state("existing" if stored else "fresh")
-    quorum = elsewhere(me["id"])[1]
+    client, quorum = elsewhere(me["id"], among=peers if VOTES else brokers)
     if stored:
-        removed = quorum and not votes(quorum, SELF, stored["directory.id"])
+        removed = quorum and not (votes(quorum, SELF, stored["directory.id"]) if VOTES else SELF in registrations(client))
         state("retired" if removed else "existing", f"the cluster removed node {SELF} with this volume" if removed else "")
-    if not quorum:
-        later("no member with a quorum answers whether this number still votes")
-    if votes(quorum, SELF):
-        unsafe(me["id"], f"the volume is empty, but node {SELF} still votes", "forget it first")
+    if not quorum and (VOTES or any(m["state"] in ("joined", "leaving") for m in brokers)):
+        later("no member with a quorum answers whether this number is still a member's")
+    if quorum and (votes(quorum, SELF) if VOTES else SELF in registrations(client)):
+        unsafe(me["id"], f"the volume is empty, but node {SELF} is still a member", "forget it first")
     state("fresh")
 
 
@@ -126,18 +132,19 @@ def render():
         fail(20, "InvalidConfig", f"heap {heap >> 20}Mi leaves less than 160Mi of the member's memory ({memory >> 20}Mi)")
     small, level = heap < 512 << 20, settings.pop("logLevel", "info")
     founding = request["cluster"].get("founding", False)
-    seeds = [me] if founding else [m for m in peers if m is me or m["state"] in ("joined", "leaving")]
-    factor = min(3, max(plan.get("target") or 0, 1))
+    seeds = [me] if founding else [m for m in peers if m["component"] == VOTING and (m is me or m["state"] in ("joined", "leaving"))]
+    factor = min(3, max(WANTED or 0, 1))
+    listeners = [*["CLIENT://{}:9092"] * SERVES, *["CONTROLLER://{}:9093"] * VOTES]
     if small:
         settings = {"log.cleaner.dedupe.buffer.size": 4 << 20, "num.network.threads": 2, "num.io.threads": 2, "background.threads": 2, **settings}
     settings = {
         "offsets.topic.num.partitions": 12, "transaction.state.log.num.partitions": 12, "auto.create.topics.enable": "false", **settings,
-        "process.roles": "broker,controller", "node.id": SELF, "log.dirs": DATA,
+        "process.roles": ",".join(["broker"] * SERVES + ["controller"] * VOTES), "node.id": SELF, "log.dirs": DATA,
         "controller.quorum.bootstrap.servers": ",".join(f"{m['name']}:9093" for m in seeds),
-        "listeners": "CLIENT://:9092,CONTROLLER://:9093",
-        "advertised.listeners": f"CLIENT://{me['name']}:9092,CONTROLLER://{me['name']}:9093",
+        "listeners": ",".join(listener.format("") for listener in listeners),
+        "advertised.listeners": ",".join(listener.format(me["name"]) for listener in listeners),
         "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,CONTROLLER:SASL_PLAINTEXT",
-        "inter.broker.listener.name": "CLIENT", "controller.listener.names": "CONTROLLER",
+        **({"inter.broker.listener.name": "CLIENT"} if SERVES else {}), "controller.listener.names": "CONTROLLER",
         "sasl.enabled.mechanisms": "PLAIN", "sasl.mechanism.inter.broker.protocol": "PLAIN", "sasl.mechanism.controller.protocol": "PLAIN",
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer", "super.users": "User:peer",
         # These hold when a topic is created; `rebalance` and `leave` keep every topic at three copies, or as many as there are members.
@@ -160,7 +167,9 @@ def render():
 
 def own():
     """The own server, the quorum as it tells, and the identity of the own volume."""
-    client = Client(timeout=request["deadlineSeconds"] * 0.7)
+    # Brokers pass requests on to the active controller, controllers do not.
+    host = "127.0.0.1" if SERVES else next((m["name"] for m in peers if m["numericId"] == leader() != SELF), "127.0.0.1")
+    client = Client(host, request["deadlineSeconds"] * 0.7, me["component"])
     stored = identity()
     if stored["cluster.id"] != CLUSTER:
         fail(23, "OtherCluster", f"this server belongs to the Kafka cluster {stored['cluster.id']}")
@@ -173,8 +182,13 @@ def found():
     client, quorum, volume = own()
     if not votes(quorum, SELF, volume):
         fail(23, "OtherCluster", f"the cluster has no voter {SELF} with this volume")
-    if SELF not in client.brokers():
+    if SERVES and SELF not in client.brokers():
         pending("the broker is fenced yet")
+    done(SERVES and give_rights(client), {"engineId": volume})
+
+
+def give_rights(client):
+    """The application's rights, by the first broker."""
     # Applications may do what they like with topics (2), groups (3) and transactions (5), and nothing with the cluster (4) but
     # create (5), describe (8), describe configurations (10) and write idempotently (12). 2 is everything, 3 the permission to.
     rights = [(2, "*", 2), (3, "*", 2), (5, "*", 2)] + [(4, "kafka-cluster", operation) for operation in (5, 8, 10, 12)]
@@ -183,11 +197,16 @@ def found():
     if changed:
         client.call("CreateAcls", acls=[{"kind": kind, "name": name, "pattern": 3, "principal": "User:app", "host": "*", "operation": operation,
                                          "permission": 3} for kind, name, operation in rights])
-    done(changed, {"engineId": volume})
+    return changed
 
 
 def join():
     client, quorum, volume = own()
+    if not VOTES:
+        seen = [o for o in quorum["observers"] if (o["id"], o["dir"]) == (SELF, volume) and o["up"]]
+        if not seen:
+            pending("reads the metadata, or is fenced yet")
+        done(give_rights(client), {"engineId": volume})
     changed = False
     if not votes(quorum, SELF, volume):
         if votes(quorum, SELF):
@@ -203,7 +222,7 @@ def join():
             if error.code != 126:  # a voter already
                 pending(f"not added yet: {error}", 0.6)
         quorum = client.quorum()
-    if not votes(quorum, SELF, volume) or SELF not in client.brokers():
+    if not votes(quorum, SELF, volume) or SERVES and SELF not in client.brokers():
         pending("is not a voter yet, or its broker is fenced", 0.9)
     done(changed, {"engineId": volume})
 
@@ -251,6 +270,12 @@ def move(client, stay, gone, limit, balance):
     return len(todo) + len(moving.keys() - set(todo))
 
 
+def holding(quorum):
+    """Numbers of the members that hold partitions and serve."""
+    held = {m["numericId"] for m in brokers if m["state"] in ("joined", "leaving")}
+    return {r["id"] for r in quorum["voters"] + quorum["observers"] if r["up"] and r["id"] in held}
+
+
 def check_majority(quorum, number):
     """Refuses unless a majority of the other voters serves and is in sync."""
     rest = [v for v in quorum["voters"] if v["id"] != number]
@@ -286,18 +311,21 @@ def remove(quorum, without, number, volumes):
 
 def leave():
     volume = identity()["directory.id"]
-    client, quorum = elsewhere(me["id"])
+    client, quorum = elsewhere(me["id"], among=brokers if SERVES else peers)
     if not client:
-        client = Client()
-        check_majority(client.quorum(), SELF)
+        if VOTES:
+            check_majority(own()[1], SELF)
         later("no other member with a quorum answers")
     mine = votes(quorum, SELF, volume)
     if mine:
         check_majority(quorum, SELF)
-    going = {SELF} | {members[m]["numericId"] for m in plan.get("leaving") or [] if m in members}
-    stay = {v["id"] for v in quorum["voters"] if v["up"]} - {SELF}
-    if left := move(client, stay - going or stay, {SELF}, len(quorum["voters"]) - len(mine), False):
-        pending(f"{left} partitions to move", 0.4)
+    if SERVES:
+        stay, going = holding(quorum) - {SELF}, {m["numericId"] for m in brokers if m["state"] == "leaving"}
+        if not stay:
+            later("no other member that could take the partitions serves")
+        others = sum(m["state"] in ("joined", "leaving") and m is not me for m in brokers)
+        if left := move(client, stay - going or stay, {SELF}, others, False):
+            pending(f"{left} partitions to move", 0.4)
     remove(quorum, me["id"], SELF, [volume] if mine else [])
     done(bool(mine))
 
@@ -310,7 +338,8 @@ def registrations(client):
 def forget():
     subject = members[request["subject"]]
     number, volume = subject["numericId"], subject.get("engineId")
-    client, quorum = elsewhere(subject["id"])
+    holds = subject["component"] == "data"
+    client, quorum = elsewhere(subject["id"], among=brokers if holds else peers)
     if not client:
         later("no member with a quorum answers")
     dead = [v for v in votes(quorum, number) if volume in (None, "", v["dir"])]
@@ -318,28 +347,32 @@ def forget():
         later(f"node {number} still serves; stop it first")
     if dead:
         check_majority(quorum, number)
-    only = [f"{topic}/{index}" for (topic, index), p in client.partitions().items() if number in p["replicas"] and p["leader"] < 0]
+    partitions = client.partitions() if holds else {}
+    only = [f"{topic}/{index}" for (topic, index), p in partitions.items() if number in p["replicas"] and p["leader"] < 0]
     if only:
         unsafe(f"partition {only[0]}", f"{len(only)} partitions have their newest data on node {number} only", "bring it back, or delete the topics")
     remove(quorum, subject["id"], number, [v["dir"] for v in dead])
-    fenced = registrations(client).get(number)
+    fenced = registrations(client).get(number) if holds else None
+    lives = {o["dir"] for o in quorum["observers"] if o["id"] == number and o["up"]}
+    if lives & {volume}:
+        later(f"node {number} still serves; stop it first")
     if fenced:
         client.call("UnregisterBroker", id=number)
-    elif fenced is False and dead:
+    elif fenced is False and (dead or VOTING != "data" and not lives):
         pending("waits until the dead broker's session ends", 0.9)
     done(bool(dead or fenced))
 
 
 def rebalance():
-    client, quorum = elsewhere(None)
+    if not any(m["state"] in ("joined", "leaving") for m in brokers):
+        done(False)
+    client, quorum = elsewhere(None, among=brokers)
     if not client:
         later("no member with a quorum answers")
-    leaving = set(plan.get("leaving") or [])
-    wanted = {m["numericId"] for m in peers if m["state"] == "joined" and m["id"] not in leaving}
-    stay = {v["id"] for v in quorum["voters"] if v["up"]} & wanted
+    stay = holding(quorum) & {m["numericId"] for m in brokers if m["state"] == "joined"}
     if not stay:
         later("no member that stays is in sync")
-    if left := move(client, stay, set(), max(len(stay), plan.get("target") or 0), True):
+    if left := move(client, stay, set(), max(len(stay), WANTED or 0), True):
         pending(f"{left} partitions to move")
     # Members that left stay registered until they were stopped and their session has ended.
     known, held = {m["numericId"] for m in peers}, {r for p in client.partitions().values() for r in p["replicas"]}
@@ -350,39 +383,55 @@ def rebalance():
 
 
 def membership():
-    _, quorum, _ = own()
+    client, quorum, _ = own()
     ids = {m["numericId"]: m["id"] for m in peers}
     voters = [{**({"id": ids[v["id"]]} if v["id"] in ids else {}), "engineId": v["dir"], "vote": True, "up": v["up"]}
               for v in quorum["voters"]]
+    if VOTING != "data" and any(m["state"] in ("joined", "leaving") for m in brokers):
+        if not SERVES:
+            client, quorum = elsewhere(None, among=brokers)
+            if not client:
+                later("no broker answers")
+        # Brokers are members as long as they are registered; one that leaves, as long as it holds partitions.
+        held, dirs = {r for p in client.partitions().values() for r in p["replicas"]}, {o["id"]: o["dir"] for o in quorum["observers"]}
+        stay = {m["numericId"] for m in brokers if m["state"] != "leaving"}
+        voters += [{**({"id": ids[n]} if n in ids else {}), "engineId": dirs.get(n, f"node-{n}"), "vote": False, "up": not fenced}
+                   for n, fenced in sorted(registrations(client).items()) if n in held | stay]
     done(False, {"version": hashlib.sha256(",".join(sorted(v["engineId"] for v in voters)).encode()).hexdigest()[:16], "members": voters})
 
 
 def can_disrupt():
-    client, quorum, _ = own()
-    up = {v["id"] for v in quorum["voters"] if v["up"]}
+    client, quorum = own()[:2] if SERVES else elsewhere(None, among=brokers)
+    if not client:
+        later("no broker answers")
+    voting, up = {v["id"] for v in quorum["voters"] if v["up"]}, holding(quorum)
     partitions = [(key, set(p["isr"]), min(2, len(p["replicas"]))) for key, p in client.partitions().items()]
-    spare = len(up) - (len(quorum["voters"]) // 2 + 1)
+    spare = len(voting) - (len(quorum["voters"]) // 2 + 1)
     allowed, refused, away = [], [], set()
     for name in params.get("members") or [me["id"]]:
         number = members[name]["numericId"] if name in members else None
-        if number not in up:  # who is down or has no vote is not missed
+        if number not in voting | up:  # who is down is not missed
             allowed.append(name)
             continue
         short = next((key for key, isr, least in partitions if number in isr and len(isr & up - away - {number}) < least), None)
-        if spare < 1:
-            refused.append({"object": name, "reason": f"of {len(quorum['voters'])} members {len(up - away)} serve, {len(quorum['voters']) // 2 + 1} must",
+        if number in voting and spare < 1:
+            refused.append({"object": name, "reason": f"of {len(quorum['voters'])} voters {len(voting - away)} serve, {len(quorum['voters']) // 2 + 1} must",
                             "hint": "wait until every member is in sync"})
         elif short:
             refused.append({"object": f"topic {short[0]}, partition {short[1]}", "reason": f"would have too few copies in sync without {name}",
                             "hint": "wait until all copies are in sync, or add members"})
         else:
-            spare, away = spare - 1, away | {number}
+            spare, away = spare - (number in voting), away | {number}
             allowed.append(name)
     finish(0, {"allowed": allowed}, blockers=[] if allowed else refused)
 
 
 def reconfigure():
     """The live settings are the cluster's own: one place for all members, and they win over the file."""
+    applied = request.get("appliedConfig") or {}
+    waits = sorted(k for k in config.keys() | applied.keys() if k not in LIVE and config.get(k) != applied.get(k))
+    if not SERVES:  # brokers see to them
+        done(False, {"pendingRestart": waits} if request["verb"] == "reconfigure" else None)
     client = Client(timeout=20)
     wanted = {key: plain(key, value) for key, value in config.items() if key in LIVE}
 
@@ -402,8 +451,6 @@ def reconfigure():
         pending("the settings are not read back yet", 0.9)
     if request["verb"] == "post-start":
         done(bool(changes))
-    applied = request.get("appliedConfig") or {}
-    waits = sorted(k for k in config.keys() | applied.keys() if k not in LIVE and config.get(k) != applied.get(k))
     done(bool(changes), {"values": {k: config[k] for k in wanted}, "pendingRestart": waits})
 
 
