@@ -139,8 +139,9 @@ handle(found, #{<<"cluster">> := #{<<"uid">> := Uid} = Cluster}, Secrets) ->
     engine_id(not Founded);
 
 handle(join, Request = #{<<"cluster">> := #{<<"uid">> := Uid}}, _) ->
-    IsMember = is_member(Uid),
-    {Peer, All, _} = ask(peers(Request, [<<"joined">>]), Uid),
+    {IsMember, Peers} = {is_member(Uid), peers(Request, [<<"joined">>])},
+    IsMember andalso Peers =:= [] andalso rabbit:is_running() andalso throw(engine_id(false)),
+    {Peer, All, _} = ask(Peers, Uid),
     case {IsMember, rabbit:is_running(), lists:member(node(), All)} of
         {true, true, true} -> throw(engine_id(false));
         {true, true, false} -> throw(fail(23, 'NotListed', "the cluster does not list this member any more"));

@@ -117,7 +117,7 @@ log.file = false
 def call(host, function, arguments, home="/run/db/home"):
     """A function of backlot.erl in a member's virtual machine; empty when it does not answer."""
     try:
-        return subprocess.run(["erl_call", "-address", f"{host}:25672", "-a", f"backlot {function} {arguments}"], timeout=8, check=False,
+        return subprocess.run(["erl_call", "-r", "-address", f"{host}:25672", "-a", f"backlot {function} {arguments}"], timeout=8, check=False,
                               capture_output=True, text=True, env={**os.environ, "HOME": home}).stdout.strip()
     except subprocess.TimeoutExpired:
         return ""
