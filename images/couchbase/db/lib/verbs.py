@@ -361,6 +361,9 @@ def leave():
 
 def forget():
     name, uuid = env["DB_SUBJECT_NAME"], env.get("DB_SUBJECT_ENGINE_ID")
+    own = local()
+    if own and own.ours and not own.quorum:
+        unsafe(name, f"{own.up} of {len(own.nodes)} members are seen, which is no majority", "bring members back first")
     pool = inside(name)
     node = pool.node(name)
     if not node or (uuid and node.get("nodeUUID", uuid) != uuid and node["up"]):
