@@ -19,7 +19,7 @@ pub fn files(engine: &Engine, image: &str, content_of: &str) -> Result<Vec<Entry
     let container = engine.run(["create", "--network", "none", "--entrypoint", "/none", image])?;
     let container = container.lines().last().unwrap_or_default().to_owned();
     let read = read(engine, &container, content_of);
-    let removed = engine.run(["rm", "--force", &container]);
+    let removed = engine.remove(&[&container]);
     let files = read?;
     removed?;
     Ok(files)

@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -61,6 +62,19 @@ impl Engine {
         // podman's monitor leaves a file `oom` where it was started when a command in a container runs out of memory.
         command.args(arguments).stdin(Stdio::null()).current_dir(std::env::temp_dir());
         command
+    }
+
+    /// Removes containers with their volumes, also those that the engine is just stopping: then it refuses for a moment.
+    pub fn remove(&self, containers: &[&str]) -> Result<()> {
+        let mut refused = Ok(());
+        for _ in 0..20 {
+            refused = self.run(["rm", "--force", "--volumes"].iter().chain(containers)).map(drop);
+            if refused.is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        refused
     }
 
     /// Runs a command and answers what it prints.

@@ -280,7 +280,7 @@ impl Machine {
     fn remove(&mut self, key: &Key) -> Result<()> {
         let Some(running) = self.pods.remove(key) else { return Ok(()) };
         self.save_log(&running.container);
-        self.engine.run(["rm", "--force", "--volumes", &running.container])?;
+        self.engine.remove(&[&running.container])?;
         drop(fs::remove_dir_all(self.places.memory.join("pods").join(&running.uid)));
         self.write_hosts()
     }
@@ -412,7 +412,7 @@ pub fn remove_all(engine: &Engine, run: &str) -> Result<()> {
     let containers: Vec<&str> = containers.split_whitespace().collect();
     if !containers.is_empty() {
         engine.run(["kill"].iter().chain(&containers)).ok();
-        engine.run(["rm", "--force", "--volumes"].iter().chain(&containers))?;
+        engine.remove(&containers)?;
     }
     // A run that could not begin has none.
     if engine.run(["network", "inspect", run]).is_ok() {

@@ -184,7 +184,8 @@ fn live_in(
     run: &str,
     places: &Places,
 ) -> Result<()> {
-    let server = ApiServer::new();
+    // Processes are told apart by their cluster's UID, also from those of a run beside this one.
+    let server = ApiServer::in_world(rand::random());
     let machine = Machine::new(engine.clone(), run, &options.image, &options.agent, places, &server)?;
     let world = World::start(server, machine, &options.results.join("operator.log"))?;
     let mut kit = Kit::new(engine.clone(), world, claims, &options.image, run, options.patience);

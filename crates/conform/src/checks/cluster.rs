@@ -206,7 +206,7 @@ pub fn forgotten_member(kit: &mut Kit) -> Result<()> {
     let before = membership(kit)?;
     let ghost = kit.world.machine(|machine| machine.start_ghost(&pod, &folders))?;
     let watched = watch_ghost(kit, before.as_deref());
-    let removed = kit.engine.run(["rm", "--force", "--volumes", &ghost]);
+    let removed = kit.engine.remove(&[&ghost]);
     for folder in folders.values() {
         std::fs::remove_dir_all(folder)?;
     }

@@ -61,8 +61,13 @@ impl Default for ApiServer {
 impl ApiServer {
     /// A server with the namespaces `default` and `kube-system` and nothing else.
     pub fn new() -> Self {
+        Self::in_world(0)
+    }
+
+    /// The same, whose UIDs begin with `world` in hexadecimal: no other server has them, if the number is its own.
+    pub fn in_world(world: u32) -> Self {
         let server = Self {
-            state: Arc::new(Mutex::new(State::new())),
+            state: Arc::new(Mutex::new(State::new(world))),
             signals: Arc::new(tokio::sync::watch::Sender::default()),
             actor: "test",
         };

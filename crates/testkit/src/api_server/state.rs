@@ -22,18 +22,20 @@ pub(crate) struct State {
     pub(crate) registry: Registry,
     pub(crate) store: Store,
     pub(crate) clock: Timestamp,
+    world: u32,
     uids: u64,
     names: u64,
     addresses: u32,
 }
 
 impl State {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(world: u32) -> Self {
         Self {
             registry: Registry::built_in(),
             store: Store::default(),
             // 2026-01-01T00:00:00Z.
             clock: Timestamp::from_second(1_767_225_600).unwrap_or(Timestamp::UNIX_EPOCH),
+            world,
             uids: 0,
             names: 0,
             addresses: 0,
@@ -52,7 +54,7 @@ impl State {
 
     pub(crate) fn next_uid(&mut self) -> String {
         self.uids += 1;
-        format!("00000000-0000-4000-8000-{:012x}", self.uids)
+        format!("{:08x}-0000-4000-8000-{:012x}", self.world, self.uids)
     }
 
     /// Five characters of the alphabet that Kubernetes uses for generated names.
