@@ -88,7 +88,8 @@ cluster() ->
     true = rabbit:is_running(),
     [Uid | _] = binary:split(Stamp, <<" ">>),
     {Uid, rabbit_mnesia:cluster_nodes(all), rabbit_mnesia:cluster_nodes(running)}.
-knows(Node) -> rabbit:is_running() andalso lists:member(Node, rabbit_mnesia:cluster_nodes(all)).
+%% A broker that starts, or paused itself without a majority, cannot tell: nobody may be taken for removed by its word.
+knows(Node) -> case rabbit:is_running() of true -> lists:member(Node, rabbit_mnesia:cluster_nodes(all)); false -> unknown end.
 
 %% The first of the nodes that serves, with its list.
 ask(Nodes, Uid) ->
