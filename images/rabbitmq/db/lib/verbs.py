@@ -117,8 +117,8 @@ log.file = false
 def call(host, function, arguments, home="/run/db/home"):
     """A function of backlot.erl in a member's virtual machine; empty when it does not answer."""
     try:
-        return subprocess.run(["erl_call", "-r", "-address", f"{host}:25672", "-a", f"backlot {function} {arguments}"], timeout=8, check=False,
-                              capture_output=True, text=True, env={**os.environ, "HOME": home}).stdout.strip()
+        return subprocess.run(["erl_call", "-h", f"c{os.getpid() % 997}", "-address", f"{host}:25672", "-a", f"backlot {function} {arguments}"],
+                              timeout=8, check=False, capture_output=True, text=True, env={**os.environ, "HOME": home}).stdout.strip()
     except subprocess.TimeoutExpired:
         return ""
 
