@@ -30,10 +30,16 @@ pending() {
   exit 10
 }
 
-# later SECONDS [settle|newAddress|otherMember]: not now.
+# later SECONDS MESSAGE [settle|newAddress|otherMember]: not now, and why.
 later() {
-  answer "{\"retry\": {\"afterSeconds\": $1, \"need\": \"${2:-settle}\"}}"
+  answer "{\"retry\": {\"afterSeconds\": $1, \"need\": \"${3:-settle}\"}, \"error\": {\"code\": \"NotNow\", \"message\": $(quote "$2")}}"
   exit 11
+}
+
+# alone NAME: ends the verb as busy (12) while another call holds the lock of this name; the lock ends with the verb.
+alone() {
+  exec 9> "/run/db/$1.lock"
+  flock -n 9 || exit 12
 }
 
 # refuse OBJECT REASON HINT: it would lose data or service; names the user's object and what to do.
@@ -42,7 +48,7 @@ refuse() {
   exit 22
 }
 
-# members COMPONENT SHARD: ids and names of the group's members that are, or are becoming, part of it, one `id name` a line.
+# members COMPONENT SHARD: ids and names of the group's members that are wanted or there, one `id name` a line.
 members() {
   awk -F '\t' -v component="$1" -v shard="$2" \
     '$5 == component && $6 == shard && $8 != "left" && $8 != "dead" { print $1, $3 }' "$DB_MEMBERS"

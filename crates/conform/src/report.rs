@@ -63,6 +63,9 @@ pub struct Results {
     /// Most memory that the members used together, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// The checks that were chosen; a level is judged only when this is empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<String>,
     /// The checks, in the order in which they ran.
     pub outcomes: Vec<Outcome>,
 }
@@ -89,9 +92,13 @@ impl Results {
 
     /// One line at the end of a run.
     pub fn summary(&self) -> String {
-        let level = self.level().map_or("no level".to_owned(), |level| format!("level {level}"));
+        let level = match (self.only.is_empty(), self.level()) {
+            (true, Some(level)) => format!("keeps level {level}"),
+            (true, None) => "keeps no level".to_owned(),
+            (false, _) => "in chosen checks, which prove no level,".to_owned(),
+        };
         format!(
-            "{} {} keeps {level} of standard {}: {} passed, {} failed, {} not claimed, {} not tested in {:.0} s",
+            "{} {} {level} of standard {}: {} passed, {} failed, {} not claimed, {} not tested in {:.0} s",
             self.engine,
             self.version,
             self.standard,
@@ -192,6 +199,7 @@ mod tests {
             at: String::new(),
             seconds: 2.0,
             memory_bytes: None,
+            only: vec![],
             outcomes,
         }
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use backlot_standard::result::Exit;
 use backlot_testkit::api_server::ApiServer;
 
 use crate::checks::{self, ALL, Check, NOT_YET, NotYet, Stage, Static};
@@ -74,6 +75,7 @@ pub fn run(options: &Options) -> Result<Results> {
         at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         seconds: 0.0,
         memory_bytes: None,
+        only: options.only.clone(),
         outcomes: vec![],
     };
     if let Some(claims) = look(&image, options, &mut results)
@@ -234,7 +236,13 @@ fn one(kit: &mut Kit, check: &Check, results: &mut Results) {
         return tell(results, outcome(Verdict::NotTested, format!("its set-up failed: {error:#}")));
     }
     let started = Instant::now();
-    note(results, check.level, check.name, started, (check.run)(kit).and_then(|()| answers_keep_the_standard(kit)));
+    note(
+        results,
+        check.level,
+        check.name,
+        started,
+        (check.run)(kit).and_then(|()| answers_keep_the_standard(kit, check.level)),
+    );
     measure(kit, results);
     // What a failed check left behind must not fail the next one.
     if results.outcomes.last().is_some_and(|last| last.verdict == Verdict::Failed) {
@@ -242,12 +250,27 @@ fn one(kit: &mut Kit, check: &Check, results: &mut Results) {
     }
 }
 
+/// The exit code that an agent complains about.
+fn exit_code(line: &str) -> Option<i32> {
+    let (_, code) = line.split_once("ended with exit code ")?;
+    code.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
 /// No verb answered anything in the agents' own calls that the standard does not know (SPEC §7.2).
-fn answers_keep_the_standard(kit: &Kit) -> Result<()> {
+fn answers_keep_the_standard(kit: &Kit, level: u8) -> Result<()> {
     for member in kit.members() {
         let log = kit.log(&member)?;
         if let Some(complaint) = log.lines().filter(|line| line.contains("GarbageResult")).find_map(complaint) {
             bail!("{member} says: {complaint}");
+        }
+        let is_odd = |line: &&str| {
+            exit_code(line).is_some_and(|code| code != 31 && Exit::from_code(Some(code)) == Exit::Unknown)
+        };
+        // Where the kit kills calls of the agent, a verb may end with any code.
+        if level == 1
+            && let Some(complaint) = log.lines().filter(is_odd).find_map(complaint)
+        {
+            bail!("{member} says: {complaint} (no exit code of SPEC 7.1)");
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use backlot_api::database::{Founder, GroupStatus, MemberRecord};
 use backlot_api::labels;
-use backlot_standard::manifest::{Manifest, MembershipChange, RollOrder, StartOrder};
+use backlot_standard::manifest::{Component, Manifest, MembershipChange, RollOrder, StartOrder};
 use backlot_standard::request::MemberState;
 use backlot_standard::status::{EnginePhase, MemberStatus};
 use backlot_standard::verb::{RunsOn, Verb};
@@ -142,7 +142,11 @@ pub(crate) fn check_adopted(snapshot: &Snapshot, manifest: &Manifest, identity: 
     let is_here = |claim: &PersistentVolumeClaim| {
         belongs_to(claim, &identity.cluster_uid) && annotation(claim, labels::LEFT).is_none()
     };
-    let stateful = |group: &&FoundedGroup| manifest.component(&group.component).is_some_and(|known| !known.stateless);
+    // What only joined may be gone: its members join anew.
+    let joins_anew = |group: &FoundedGroup, known: &Component| group.founder.is_none() && known.members.min == 0;
+    let stateful = |group: &&FoundedGroup| {
+        manifest.component(&group.component).is_some_and(|known| !known.stateless && !joins_anew(group, known))
+    };
     let groups = identity.adopted.iter().flat_map(|adopted| &adopted.groups).filter(stateful);
     let missing = groups.filter_map(|group| {
         let claims = snapshot.objects.claims.iter().filter(|claim| is_here(claim));
@@ -238,13 +242,14 @@ pub(crate) fn resize(
     wanted: &Wanted,
     component: &WantedComponent,
     group: &mut GroupStatus,
+    peers: &[GroupStatus],
 ) -> Option<Activity> {
     let target = component.members as usize;
     let staying = group.members.iter().filter(|member| stays(member)).count();
     let obstacle = match staying.cmp(&target) {
         Ordering::Less => grow(snapshot, wanted, component, group, target - staying),
         Ordering::Equal => None,
-        Ordering::Greater => shrink(snapshot, wanted, group, staying - target),
+        Ordering::Greater => shrink(snapshot, wanted, group, peers, staying - target),
     };
     group.members.sort_by_key(|member| member.ordinal);
     obstacle
@@ -296,7 +301,13 @@ fn grow(
     })
 }
 
-fn shrink(snapshot: &Snapshot, wanted: &Wanted, group: &mut GroupStatus, surplus: usize) -> Option<Activity> {
+fn shrink(
+    snapshot: &Snapshot,
+    wanted: &Wanted,
+    group: &mut GroupStatus,
+    peers: &[GroupStatus],
+    surplus: usize,
+) -> Option<Activity> {
     if !group.founded && group.founder.is_some() {
         // The founder may be at work: who goes is decided when it is known what there is.
         return None;
@@ -314,7 +325,8 @@ fn shrink(snapshot: &Snapshot, wanted: &Wanted, group: &mut GroupStatus, surplus
     victims.truncate(surplus.min(at_a_time.saturating_sub(going)));
     let is_victim = |name: &str| victims.iter().any(|victim| victim.name == name);
     let is_joined = |member: &MemberRecord| member.state == MemberState::Joined;
-    let mut staying = group.members.iter().filter(|member| is_joined(member) && !is_victim(&member.name));
+    let all = group.members.iter().chain(peers.iter().flat_map(|peer| &peer.members));
+    let mut staying = all.filter(|member| is_joined(member) && !is_victim(&member.name));
     let mut leaving = victims.iter().filter(|member| is_joined(member));
     // Once begun, a member's leave is not taken back; so it is begun only when it can be carried out.
     let obstacle = |message| Some(crate::plan::stuck("ShrinkWaits", message));

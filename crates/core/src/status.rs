@@ -1,7 +1,7 @@
 //! Status: computed on every path, in one place, from what was observed and planned.
 
 use backlot_api::database::{BindingReference, DatabaseStatus};
-use backlot_api::labels::CLUSTER_UID;
+use backlot_api::labels::{CLUSTER_UID, COMPONENT};
 use backlot_standard::request::MemberState;
 use backlot_standard::result::ClusterHealth;
 use backlot_standard::status::{EnginePhase, MemberStatus};
@@ -67,6 +67,9 @@ fn followed(
     let joined = members.iter().filter(|member| member.state == MemberState::Joined).count();
     let ready = members.iter().filter(|member| member.state == MemberState::Joined && is_ready(&member.name)).count();
     let wants: usize = wanted.components.iter().map(|component| component.members as usize).sum();
+    let bound = wanted.manifest.bound_component();
+    let in_bound = plan.groups.iter().filter(|group| group.component == bound).flat_map(|group| &group.members);
+    let scaled = in_bound.filter(|member| member.state == MemberState::Joined).count();
     let leader = routes::leader(snapshot).map(|status| status.member.clone());
     let unwell: Vec<String> = members
         .iter()
@@ -90,11 +93,12 @@ fn followed(
         version: Some(wanted.manifest.version.clone()),
         class_version: Some(wanted.class_version.clone()),
         image: Some(wanted.image.clone()),
-        members: u32::try_from(joined).unwrap_or(u32::MAX),
+        // What `spec.members` scales, and the pods by which it may be scaled.
+        members: u32::try_from(scaled).unwrap_or(u32::MAX),
         ready_members: Some(format!("{ready}/{wants}")),
         leader: if has_leader(wanted) { leader } else { None },
         summary: Some(summary),
-        selector: Some(format!("{CLUSTER_UID}={}", wanted.cluster_uid)),
+        selector: Some(format!("{CLUSTER_UID}={},{COMPONENT}={bound}", wanted.cluster_uid)),
         binding: Some(BindingReference { name: names::binding_secret(&wanted.name) }),
         groups: plan.groups.clone(),
         ..previous
@@ -170,8 +174,8 @@ fn available(snapshot: &Snapshot, wanted: &Wanted, plan: &Plan, leader: Option<&
             health.ready && !matches!(health.cluster, ClusterHealth::NoQuorum | ClusterHealth::PartlyLost)
         })
     };
-    let members =
-        plan.groups.iter().flat_map(|group| &group.members).filter(|member| member.state == MemberState::Joined);
+    let bound = plan.groups.iter().filter(|group| group.component == wanted.manifest.bound_component());
+    let members = bound.flat_map(|group| &group.members).filter(|member| member.state == MemberState::Joined);
     match members.filter(|member| serves(&member.name)).count() {
         0 => verdict("Available", false, "NoMemberServes", "no member reports that it serves"),
         _ => verdict("Available", true, "MembersServe", "members serve"),

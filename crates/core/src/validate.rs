@@ -85,20 +85,19 @@ impl Wanted {
     /// The component that founds the engine's cluster of this one: itself, or the farthest one that it joins, through others, and
     /// that has members (SPEC §9.11).
     pub fn root<'a>(&'a self, component: &'a str) -> &'a str {
-        let (mut root, mut at) = (component, component);
-        while let Some(joined) = self.manifest.component(at).and_then(|known| known.joins.as_deref()) {
-            if self.components.iter().any(|known| known.component.name == joined && known.members > 0) {
-                root = joined;
-            }
-            at = joined;
-        }
-        root
+        root(&self.manifest, component, |name| {
+            self.components.iter().any(|known| known.component.name == name && known.members > 0)
+        })
     }
 
     /// Whether the image has the verb.
     pub fn has(&self, verb: Verb) -> bool {
         self.verbs.contains(&verb)
     }
+}
+
+fn root<'a>(manifest: &'a Manifest, component: &'a str, has_members: impl Fn(&str) -> bool) -> &'a str {
+    manifest.chain(component).filter(|name| *name == component || has_members(name)).last().unwrap_or(component)
 }
 
 /// Why a spec is refused. Nothing that runs is touched while there is one; reverting the field recovers.
@@ -193,6 +192,7 @@ fn examine(snapshot: &Snapshot, database: &Database, image: &UsableImage) -> (Wa
         .iter()
         .map(|component| want_component(database, &image.manifest, component, founding.as_ref(), &mut refusals))
         .collect();
+    check_root(database, &image.manifest, &components, founding.as_ref(), &mut refusals);
     let durability = want_durability(database, &image.manifest, &components, &mut refusals);
     check_storage(snapshot, &components, &mut refusals);
     check_lowering(snapshot, &image.manifest, &components, &mut refusals);
@@ -274,7 +274,6 @@ fn want_component(
     let members = changed.members.or(general).unwrap_or(component.members.default);
     let field_of_members = own(changed.members.is_some() || general.is_none(), "members", "members");
     check_members(manifest, component, members, &field_of_members, refusals);
-    check_root(manifest, component, members, founding, &field_of_members, refusals);
     let mut config = settings(&spec.config);
     config.extend(settings(&changed.config));
     check_config(database, manifest, component, &config, founding, refusals);
@@ -348,28 +347,40 @@ fn check_members(manifest: &Manifest, component: &Component, members: u32, field
     }
 }
 
-/// Which component founds is settled once: members that founded cannot become such that join, nor the other way round.
+/// Which component founds is settled with the first spec that was accepted: members that founded cannot become such that join,
+/// nor the other way round.
 fn check_root(
+    database: &Database,
     manifest: &Manifest,
-    component: &Component,
-    members: u32,
+    components: &[WantedComponent],
     founding: Option<&Founding>,
-    field: &str,
     refusals: &mut Vec<Refusal>,
 ) {
-    let name = &component.name;
-    let is_joined = manifest.components.iter().any(|other| other.joins.as_ref() == Some(name));
-    let Some(founding) = founding.filter(|_| is_joined && component.members.min == 0) else { return };
-    let had = founding.groups.iter().any(|group| group.component == *name);
-    if had != (members > 0) {
-        let instead = if had { "at least 1" } else { "0" };
-        refusals.push(refuse(
-            "MembersRefused",
-            format!(
-                "{field}: {members} refused: whether a cluster has {name} is settled when it is founded. Use {instead}"
-            ),
-        ));
-    }
+    let bound = manifest.bound_component();
+    let is_chained = |name: &str| manifest.chain(bound).any(|known| known == name);
+    let status = database.status.as_ref();
+    let stored = status.into_iter().flat_map(|status| &status.groups).filter(|group| group.founder.is_some());
+    let recorded = founding.into_iter().flat_map(|record| &record.groups).filter(|group| group.founder.is_some());
+    let mut founders = stored.map(|group| &group.component).chain(recorded.map(|group| &group.component));
+    let accepted = || {
+        let spec = status?.accepted_spec.as_ref()?;
+        Some(root(manifest, bound, |name| {
+            let given = spec.components.get(name).and_then(|part| part.members);
+            given.or_else(|| Some(manifest.component(name)?.members.default)).is_some_and(|members| members > 0)
+        }))
+    };
+    let settled = founders.find(|name| is_chained(name)).map(String::as_str).or_else(accepted);
+    let has = |name: &str| components.iter().any(|known| known.component.name == name && known.members > 0);
+    let wanted = root(manifest, bound, has);
+    let Some(settled) = settled.filter(|settled| *settled != wanted) else { return };
+    let (name, instead) = if has(settled) { (wanted, "0") } else { (settled, "at least 1") };
+    let members = components.iter().find(|known| known.component.name == name).map_or(0, |known| known.members);
+    refusals.push(refuse(
+        "MembersRefused",
+        format!(
+            "spec.components.{name}.members: {members} refused: whether a cluster has {name} is settled when it is created. Use {instead}"
+        ),
+    ));
 }
 
 fn check_config(
@@ -434,7 +445,12 @@ fn want_durability(
         ));
     }
     let explicit = database.spec.durability == Some(DurabilityLevel::Quorum);
-    if explicit && let Some(small) = components.iter().find(|component| component.members == 2) {
+    // Members that join do not vote.
+    let founds = |component: &&WantedComponent| {
+        let has = |name: &str| components.iter().any(|known| known.component.name == name && known.members > 0);
+        root(manifest, &component.component.name, has) == component.component.name
+    };
+    if explicit && let Some(small) = components.iter().filter(founds).find(|component| component.members == 2) {
         refusals.push(refuse(
             "DurabilityRefused",
             format!(

@@ -92,7 +92,8 @@ impl Manifest {
                 let others = self.ids(&other.name);
                 ids.min <= others.max && others.min <= ids.max
             };
-            if let Some(other) = before.iter().filter(|_| component.joins.is_some()).find(shares) {
+            let is_of_same = |other: &&Component| self.top(&other.name) == self.top(&component.name);
+            if let Some(other) = before.iter().filter(is_of_same).find(shares) {
                 errors.add(
                     format!("{field}.ids"),
                     format!("overlap those of `{}`; give each a range of its own", other.name),
@@ -100,6 +101,12 @@ impl Manifest {
             }
             if component.leader != Leadership::None && self.elections == Elections::None {
                 errors.add(format!("{field}.leader"), "needs `elections: engine` or `elections: agent`");
+            }
+            if component.joins.is_some() && component.leader != Leadership::None && self.elections == Elections::Agent {
+                errors.add(
+                    format!("{field}.leader"),
+                    "must be `none` with `elections: agent`: members that join never lead",
+                );
             }
             for dependency in &component.depends_on {
                 if self.component(dependency).is_none() {

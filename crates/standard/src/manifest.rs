@@ -509,6 +509,16 @@ impl Manifest {
         self.components.iter().find(|component| component.name == name)
     }
 
+    /// The components whose cluster this one may be part of: itself, what it joins, what that joins, and so on (SPEC §9.11).
+    pub fn chain<'a>(&'a self, component: &'a str) -> impl Iterator<Item = &'a str> {
+        std::iter::successors(Some(component), |at| self.component(at).and_then(|known| known.joins.as_deref()))
+    }
+
+    /// The last of the chain: the same for all components of one engine's cluster, and for no others.
+    pub fn top<'a>(&'a self, component: &'a str) -> &'a str {
+        self.chain(component).last().unwrap_or(component)
+    }
+
     /// Numeric ids that members of this component may have.
     pub fn ids(&self, component: &str) -> IdRange {
         self.component(component).and_then(|known| known.ids).unwrap_or(self.membership.ids)

@@ -185,8 +185,9 @@ fn the_shell_idioms_write_valid_results() {
     assert_eq!(result.error.unwrap().message, r#"a "quoted" \ word and a tab"#);
     let (exit, result) = run("pending 0.25 'copied a quarter'");
     assert_eq!((exit, result.progress.unwrap().note.as_str()), (Exit::Pending, "copied a quarter"));
-    let (exit, result) = run("later 5 otherMember");
+    let (exit, result) = run("later 5 'the leader is away' otherMember");
     assert_eq!((exit, result.retry.unwrap().need), (Exit::Later, RetryNeed::OtherMember));
+    assert_eq!(result.error.unwrap().message, "the leader is away");
     let (exit, result) = run("refuse 'table x' 'one copy' 'add a copy'");
     assert_eq!((exit, result.blockers[0].object.as_str()), (Exit::Unsafe, "table x"));
     let (exit, result) =

@@ -65,6 +65,7 @@ const BROKEN: &[Broken] = &[
     by_itself("acknowledges-alone", "lost-majority-is-said"),
     by_itself("keeps-addresses", "all-down-back-with-other-addresses"),
     by_itself("founds-again", "wiped-volume-founds-nothing"),
+    by_itself("odd-exit-code", "serves-and-keeps-writes"),
     by_itself("answers-nonsense", "joins-although-killed-midway"),
     by_itself("knows-one-component", "components-join-serve-and-leave"),
     by_itself("allows-nothing", "settings-roll-one-by-one"),

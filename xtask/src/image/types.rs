@@ -49,7 +49,7 @@ fn text(store: &Store) -> Result<String> {
         let results: Value = serde_json::from_str(&read).with_context(|| kept(source).display().to_string())?;
         let outcomes = results["outcomes"].as_array().map(Vec::as_slice).unwrap_or_default();
         let count = |verdict: &str| outcomes.iter().filter(|outcome| outcome["verdict"] == verdict).count();
-        let is_current = results["source"] == source.fingerprint()?;
+        let is_current = results["source"] == source.fingerprint()? && results["only"].is_null();
         let level = match (is_current, level(outcomes)) {
             (false, _) => "the image changed since its run".to_owned(),
             (true, None) => "none".to_owned(),

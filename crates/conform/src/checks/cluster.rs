@@ -29,14 +29,16 @@ fn cluster_uid(kit: &Kit) -> Result<String> {
     kit.database()?.status.and_then(|status| status.cluster_uid).context("the Database has no cluster UID")
 }
 
-/// Grows to three while the first calls of `join` are killed.
+/// Grows to three while the first calls of `clone` and `join` are killed.
 pub fn grow_with_kills(kit: &mut Kit) -> Result<()> {
     kit.write_more()?;
-    let killer =
-        kit.claims.has(Verb::Join).then(|| cluster_uid(kit).map(|uid| Killer::of(Verb::Join, &uid))).transpose()?;
+    let uid = cluster_uid(kit)?;
+    let verbs = [Verb::Clone, Verb::Join].into_iter().filter(|verb| kit.claims.has(*verb));
+    let killers: Vec<_> = verbs.map(|verb| (verb, Killer::of(verb, &uid))).collect();
     kit.resize(three(&kit.claims))?;
-    let kills = killer.as_ref().map(Killer::killed);
-    ensure!(kills != Some(0), "no call of join was seen, so none could be killed");
+    for (verb, killer) in &killers {
+        ensure!(killer.killed() > 0, "no call of {} was seen, so none could be killed", verb.name());
+    }
     kit.write_more()?;
     kit.verify()
 }

@@ -21,8 +21,8 @@ fn is_joined(claims: &Claims, name: &str) -> bool {
 
 /// Why there is nothing to try.
 pub fn none(claims: &Claims) -> Option<&'static str> {
-    let has_parts = claims.has_workload && !optional(claims).is_empty();
-    (!has_parts).then_some("no component may be absent, or the image has no /db/test/workload")
+    super::no_workload(claims)
+        .or_else(|| optional(claims).is_empty().then_some("every component has `members.min` of 1 or more"))
 }
 
 /// A Database with every component founds one cluster, loses a member of each kind, and lets those go that may.

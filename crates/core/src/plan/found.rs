@@ -47,7 +47,10 @@ fn choose(group: &mut Group<'_>, plan: &mut Plan) {
     let new: Vec<_> = group.next.members.iter().filter(|member| member.state == MemberState::New).collect();
     let data = |member: &MemberRecord| group.agent(&member.name).and_then(|status| status.data);
     let holds = |member: &&MemberRecord| data(member).is_some_and(|data| data != DataState::Fresh);
-    if let Some(member) = group.next.members.iter().find(holds) {
+    // Also data of a component that would join: it belongs to a cluster that was.
+    let others = group.peers.iter().flat_map(|peer| &peer.members);
+    let all: Vec<_> = group.next.members.iter().chain(others).collect();
+    if let Some(member) = all.iter().copied().find(holds) {
         plan.activities.push(stuck(
             "UnexpectedData",
             format!(
@@ -59,10 +62,11 @@ fn choose(group: &mut Group<'_>, plan: &mut Plan) {
         return;
     }
     // What an older volume holds must be known before anything is founded beside it.
-    let is_unknown = |member: &&&MemberRecord| {
+    let is_unknown = |member: &&MemberRecord| {
         records::has_older_volume(group.snapshot, group.wanted, &member.name) && data(member).is_none()
     };
-    if let Some(member) = new.iter().find(is_unknown) {
+    let mut waiting = all.iter().copied().filter(|member| member.state == MemberState::New);
+    if let Some(member) = waiting.find(is_unknown) {
         plan.activities.push(working(
             "WaitsForMembers",
             format!("{} waits to see what the earlier volume of {} holds", group.title(), member.name),
@@ -157,5 +161,8 @@ fn unfounded_dependency(group: &Group<'_>) -> Option<String> {
             .peekable();
         groups.peek().is_some() && groups.all(|group| group.founded)
     };
-    group.component.component.depends_on.iter().find(|component| !is_founded(component)).cloned()
+    let is_wanted =
+        |name: &str| group.wanted.components.iter().any(|known| known.component.name == name && known.members > 0);
+    let mut dependencies = group.component.component.depends_on.iter();
+    dependencies.find(|component| is_wanted(component) && !is_founded(component)).cloned()
 }

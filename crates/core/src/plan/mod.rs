@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use backlot_api::database::{DeletionPolicy, GroupStatus, MemberRecord};
 use backlot_api::labels;
-use backlot_standard::operation::{Act, OperationReport, OperationRequest};
+use backlot_standard::operation::{Act, OperationReport, OperationRequest, OperationState};
 use backlot_standard::request::Reason;
 use backlot_standard::result::Role;
 use backlot_standard::status::{EnginePhase, MemberStatus};
@@ -160,9 +160,31 @@ pub(crate) struct Group<'a> {
     pub(crate) next: GroupStatus,
 }
 
-/// The stages of a group, in order. A stage that answers `true` is busy: later ones wait for it.
-const STAGES: &[fn(&mut Group<'_>, &mut Plan) -> bool] =
-    &[keep::members, found::found, leave::leave, join::join, join::rebalance, roll::restart];
+/// A stage answers whether it is busy: then later ones wait for it.
+type Stage = fn(&mut Group<'_>, &mut Plan) -> bool;
+/// What changes a group's members, in order.
+const CHANGES: &[Stage] = &[found::found, leave::leave, join::join, join::rebalance];
+
+/// Pods and volumes are kept for every group. What changes an engine's cluster is done by one of its groups at a time, the one first
+/// that has begun; members are restarted when no group changes, because a change may be what makes the others well.
+fn run_stages(groups: &mut [Group<'_>], plan: &mut Plan) {
+    let mut busy: Vec<String> = vec![];
+    for group in groups.iter_mut() {
+        if keep::members(group, plan) {
+            busy.push(group.top());
+        }
+    }
+    let mut order: Vec<_> = (0..groups.len()).collect();
+    order.sort_by_key(|index| !groups.get(*index).is_some_and(Group::is_at_work));
+    for stages in [CHANGES, &[roll::restart as Stage]] {
+        for index in &order {
+            let Some(group) = groups.get_mut(*index).filter(|group| !busy.contains(&group.top())) else { continue };
+            if stages.iter().any(|stage| stage(group, plan)) {
+                busy.push(group.top());
+            }
+        }
+    }
+}
 
 /// Plans one pass: the deletion when there is one, else towards what members are to follow.
 pub fn plan_pass(snapshot: &Snapshot, judgement: &Judgement) -> Plan {
@@ -185,13 +207,13 @@ pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
         if component.members == 0 && stored.members.is_empty() {
             continue;
         }
-        let root = wanted.root(&stored.component);
+        let top = wanted.manifest.top(&stored.component);
         let is_peer =
-            |other: &&GroupStatus| other.component != stored.component && wanted.root(&other.component) == root;
-        let peers = all.iter().filter(is_peer).cloned().collect();
+            |other: &&GroupStatus| other.component != stored.component && wanted.manifest.top(&other.component) == top;
+        let peers: Vec<_> = all.iter().filter(is_peer).cloned().collect();
         let (stored, mut next) = (stored.clone(), stored.clone());
         if !wanted.paused {
-            plan.activities.extend(records::resize(snapshot, wanted, component, &mut next));
+            plan.activities.extend(records::resize(snapshot, wanted, component, &mut next, &peers));
         }
         groups.push(Group { snapshot, wanted, component, peers, stored, next });
     }
@@ -205,15 +227,7 @@ pub fn plan(snapshot: &Snapshot, wanted: &Wanted) -> Plan {
         keep::secret(snapshot, wanted, &groups, &mut plan);
         keep::objects(snapshot, wanted, &groups, &mut plan);
         keep::volumes(snapshot, &wanted.cluster_uid, wanted.deletion_policy, &mut plan);
-        // What changes an engine's cluster is done by one of its groups at a time; pods and volumes are kept for all.
-        let mut busy = vec![];
-        for group in &mut groups {
-            let root = wanted.root(&group.stored.component).to_owned();
-            let stages = if busy.contains(&root) { &STAGES[..1] } else { STAGES };
-            if stages.iter().any(|stage| stage(group, &mut plan)) {
-                busy.push(root);
-            }
-        }
+        run_stages(&mut groups, &mut plan);
         keep::founding_record(snapshot, wanted, &groups, &mut plan);
     }
     let stored: Vec<_> = groups.iter().map(Group::stored_for_view).collect();
@@ -284,6 +298,27 @@ impl Group<'_> {
     pub(crate) fn leader(&self) -> Option<String> {
         let says_so = || self.cluster().find(|member| reports_leader(self.snapshot, &member.name));
         self.stored.leader.clone().or_else(|| says_so().map(|member| member.name.clone()))
+    }
+
+    /// What all groups of one engine's cluster have in common.
+    pub(crate) fn top(&self) -> String {
+        self.wanted.manifest.top(&self.stored.component).to_owned()
+    }
+
+    /// Whether a change of the group has begun.
+    pub(crate) fn is_at_work(&self) -> bool {
+        use backlot_standard::request::MemberState::{Joining, Leaving, Left};
+        let rebalance = format!("rebalance/{}/", self.title());
+        let restarts: Vec<_> = self.stored.members.iter().map(|member| format!("restart/{}/", member.name)).collect();
+        let mut running =
+            self.snapshot.agents.values().filter_map(Observed::known).flat_map(|status| &status.operations);
+        self.stored.founded
+            && (self.stored.members.iter().any(|member| matches!(member.state, Joining | Leaving | Left))
+                || running.any(|report| {
+                    let is_ours =
+                        |id: &str| id.starts_with(&rebalance) || restarts.iter().any(|begun| id.starts_with(begun));
+                    report.state == OperationState::Running && is_ours(&report.id)
+                }))
     }
 
     /// Every member of the engine's cluster that this group is part of.

@@ -72,7 +72,7 @@ pub(super) fn restart(group: &mut Group<'_>, plan: &mut Plan) -> bool {
 
 /// A member that has not yet judged the newest settings that another one has.
 fn first_late(group: &Group<'_>) -> Option<String> {
-    let running = group.stored.members.iter().filter(|member| group.is_running(&member.name));
+    let running = group.cluster().filter(|member| group.is_running(&member.name));
     let judged: Vec<_> = running
         .filter_map(|member| Some((&member.name, group.agent(&member.name)?)))
         .map(|(name, status)| (name, status.config.applied_generation, status.view_generation))

@@ -23,7 +23,8 @@ fn a_ready_database_says_so_in_every_field() {
         assert_eq!((status.summary.as_deref(), status.version.as_deref()), (Some("Ready"), Some("1.2.3")));
         let leader = (shape != Shape::Leaderless).then(|| "orders-0".to_owned());
         assert_eq!(status.leader, leader, "{shape:?}");
-        assert_eq!(status.selector, status.cluster_uid.map(|uid| format!("backlot.dev/cluster-uid={uid}")));
+        let selector = |uid| format!("backlot.dev/cluster-uid={uid},app.kubernetes.io/component=data");
+        assert_eq!(status.selector, status.cluster_uid.map(selector));
         assert_eq!(world.condition("Ready"), "True Ready: 3 of 3 members are ready");
         assert_eq!(world.condition("Progressing"), "False Settled: nothing is to be changed");
         assert_eq!(world.condition("Degraded"), "False AllWell: all members are well");

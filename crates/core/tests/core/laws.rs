@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use backlot_api::DatabaseSpec;
 use backlot_core::plan::Write;
 use backlot_core::validate;
 use backlot_standard::request::MemberState;
@@ -21,6 +22,7 @@ enum Event {
     LosePod(u8),
     Members(u8),
     Fronts(u8),
+    Keepers(u8),
     Limit(u8),
     Connections(u8),
     Policy(bool),
@@ -38,6 +40,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (0..8u8).prop_map(Event::LosePod),
         4 => any::<u8>().prop_map(Event::Members),
         2 => (0..4u8).prop_map(Event::Fronts),
+        2 => (0..4u8).prop_map(Event::Keepers),
         1 => (1..100u8).prop_map(Event::Limit),
         2 => (10..255u8).prop_map(Event::Connections),
         1 => any::<bool>().prop_map(Event::Policy),
@@ -57,6 +60,10 @@ fn shape() -> impl Strategy<Value = Shape> {
     prop_oneof![Just(Shape::Quorum), Just(Shape::Agent), Just(Shape::Leaderless), Just(Shape::Parts)]
 }
 
+fn accepted(world: &World) -> Option<Box<DatabaseSpec>> {
+    world.database.status.as_ref()?.accepted_spec.clone()
+}
+
 fn happen(world: &mut World, shape: Shape, event: &Event) {
     let size = |index: u8| shape.sizes()[usize::from(index) % shape.sizes().len()];
     let name = |index: u8| shape.member(index);
@@ -71,15 +78,25 @@ fn happen(world: &mut World, shape: Shape, event: &Event) {
         Event::Silent(member, ticks) => drop(world.silent.insert(name(member), ticks.into())),
         Event::LosePod(member) => world.remove_pod(&name(member)),
         Event::Members(index) => world.edit(json!({"members": size(index)})),
-        Event::Fronts(_) if shape != Shape::Parts => {}
+        Event::Fronts(_) | Event::Keepers(_) if shape != Shape::Parts => {}
+        // Until a spec was accepted, a cluster without keepers may still be created.
+        Event::Keepers(0) if accepted(world).is_none() => {}
         Event::Fronts(members) => world.edit(json!({"components": {"front": {"members": members}}})),
+        // Also to none, which is refused: then the accepted number goes on to hold.
+        Event::Keepers(half) => {
+            let before = world.database.spec.components["keeper"].members;
+            world.edit(json!({"components": {"keeper": {"members": (2 * half).saturating_sub(1)}}}));
+            world.pass(Fault::default());
+            if half == 0 {
+                assert_ne!(world.refusals(), [""; 0]);
+                world.edit(json!({"components": {"keeper": {"members": before}}}));
+            }
+        }
         Event::Limit(limit) => world.edit(json!({"config": {"live-limit": limit}})),
         Event::Connections(limit) => world.edit(json!({"config": {"max-connections": limit}})),
         Event::Policy(delete) => world.edit(json!({"deletionPolicy": if delete { "Delete" } else { "Retain" }})),
         Event::Refused => {
             let members = world.database.spec.members;
-            let accepted =
-                |world: &World| world.database.status.as_ref().and_then(|status| status.accepted_spec.clone());
             let before = accepted(world);
             world.edit(
                 json!({"members": size(u8::try_from(members.unwrap_or(0)).unwrap()), "config": {"no-such-key": "1"}}),

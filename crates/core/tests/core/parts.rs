@@ -51,6 +51,60 @@ fn whether_the_joined_component_exists_is_settled_by_founding() {
 }
 
 #[test]
+fn members_of_the_joined_component_cannot_be_given_up_before_they_founded() {
+    let mut world = World::new(Shape::Parts, with(3, 0));
+    world.unschedulable = ["orders-keeper-0", "orders-keeper-1", "orders-keeper-2"].map(str::to_owned).into();
+    world.settle_with_obstacles();
+    world.edit(with(0, 0));
+    assert!(world.refusals()[0].ends_with("Use at least 1"), "{:?}", world.refusals());
+    world.settle_with_obstacles();
+    assert_eq!(world.engine.foundings.len(), 0);
+    world.edit(with(1, 0));
+    world.unschedulable.clear();
+    world.settle();
+    assert_eq!(world.engine.foundings[0].0, "orders-keeper-0");
+}
+
+#[test]
+fn a_lost_member_is_replaced_although_another_component_waits_for_a_restart() {
+    let mut world = World::ready(Shape::Parts, with(3, 0));
+    world.remove_pod("orders-2");
+    world.remove_claim("orders-2");
+    world.settle_with_obstacles();
+    world.edit(json!({"config": {"max-connections": 50}}));
+    world.settle_with_obstacles();
+    world.edit(json!({"members": 2}));
+    let plan = world.settle();
+    assert_eq!(plan.activities, []);
+    assert_eq!(world.engine.members.len(), 5);
+}
+
+#[test]
+fn nothing_is_founded_beside_data_of_a_component_that_would_join() {
+    let mut world = World::ready(Shape::Parts, with(3, 0));
+    world.delete_database();
+    for keeper in ["orders-keeper-0", "orders-keeper-1", "orders-keeper-2"] {
+        world.remove_claim(keeper);
+    }
+    let secret = world.objects.secret.as_mut().unwrap();
+    secret.metadata.annotations = None;
+    world.recreate(with(3, 0));
+    world.settle_with_obstacles();
+    assert_eq!(world.engine.foundings.len(), 1);
+    assert!(world.condition("Degraded").starts_with("True UnexpectedData"), "{}", world.condition("Degraded"));
+}
+
+#[test]
+fn a_component_that_only_joined_is_taken_back_without_its_volumes() {
+    let mut world = World::ready(Shape::Parts, with(3, 1));
+    world.delete_database();
+    world.remove_claim("orders-front-0");
+    world.recreate(with(3, 1));
+    let plan = world.settle();
+    assert_eq!((plan.activities, world.engine.foundings.len()), (vec![], 1));
+}
+
+#[test]
 fn a_component_that_nobody_joins_comes_and_goes() {
     let mut world = World::ready(Shape::Parts, with(3, 0));
     for fronts in [2, 0, 1] {
