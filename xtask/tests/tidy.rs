@@ -29,7 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("backlot-conform", &["backlot-api", "backlot-operator", "backlot-standard", "backlot-testkit"]),
     ("backlot-cli", &["backlot-api", "backlot-conform", "backlot-core", "backlot-standard"]),
     ("backlot-testkit", &["backlot-api", "backlot-core", "backlot-standard"]),
-    ("backlot-e2e", &[]),
+    ("backlot-e2e", &["backlot-standard"]),
     ("xtask", &["backlot-api", "backlot-e2e", "backlot-standard"]),
 ];
 

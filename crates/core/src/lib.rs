@@ -5,6 +5,7 @@
 //! functions serve the operator and `backlot plan`.
 
 pub mod build;
+mod chain;
 pub mod class;
 pub mod names;
 pub mod plan;

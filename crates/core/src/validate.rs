@@ -11,6 +11,7 @@ use backlot_standard::verb::Verb;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 
+use crate::chain;
 use crate::names;
 use crate::quantity;
 use crate::records::{self, Founding};
@@ -85,7 +86,7 @@ impl Wanted {
     /// The component that founds the engine's cluster of this one: itself, or the farthest one that it joins, through others, and
     /// that has members (SPEC §9.11).
     pub fn root<'a>(&'a self, component: &'a str) -> &'a str {
-        root(&self.manifest, component, |name| {
+        chain::root(&self.manifest, component, |name| {
             self.components.iter().any(|known| known.component.name == name && known.members > 0)
         })
     }
@@ -94,10 +95,6 @@ impl Wanted {
     pub fn has(&self, verb: Verb) -> bool {
         self.verbs.contains(&verb)
     }
-}
-
-fn root<'a>(manifest: &'a Manifest, component: &'a str, has_members: impl Fn(&str) -> bool) -> &'a str {
-    manifest.chain(component).filter(|name| *name == component || has_members(name)).last().unwrap_or(component)
 }
 
 /// Why a spec is refused. Nothing that runs is touched while there is one; reverting the field recovers.
@@ -109,7 +106,7 @@ pub struct Refusal {
     pub message: String,
 }
 
-fn refuse(reason: &'static str, message: impl Into<String>) -> Refusal {
+pub(crate) fn refuse(reason: &'static str, message: impl Into<String>) -> Refusal {
     Refusal { reason, message: message.into() }
 }
 
@@ -192,7 +189,7 @@ fn examine(snapshot: &Snapshot, database: &Database, image: &UsableImage) -> (Wa
         .iter()
         .map(|component| want_component(database, &image.manifest, component, founding.as_ref(), &mut refusals))
         .collect();
-    check_root(database, &image.manifest, &components, founding.as_ref(), &mut refusals);
+    chain::check_root(database, &image.manifest, &components, founding.as_ref(), &mut refusals);
     let durability = want_durability(database, &image.manifest, &components, &mut refusals);
     check_storage(snapshot, &components, &mut refusals);
     check_lowering(snapshot, &image.manifest, &components, &mut refusals);
@@ -347,42 +344,6 @@ fn check_members(manifest: &Manifest, component: &Component, members: u32, field
     }
 }
 
-/// Which component founds is settled with the first spec that was accepted: members that founded cannot become such that join,
-/// nor the other way round.
-fn check_root(
-    database: &Database,
-    manifest: &Manifest,
-    components: &[WantedComponent],
-    founding: Option<&Founding>,
-    refusals: &mut Vec<Refusal>,
-) {
-    let bound = manifest.bound_component();
-    let is_chained = |name: &str| manifest.chain(bound).any(|known| known == name);
-    let status = database.status.as_ref();
-    let stored = status.into_iter().flat_map(|status| &status.groups).filter(|group| group.founder.is_some());
-    let recorded = founding.into_iter().flat_map(|record| &record.groups).filter(|group| group.founder.is_some());
-    let mut founders = stored.map(|group| &group.component).chain(recorded.map(|group| &group.component));
-    let accepted = || {
-        let spec = status?.accepted_spec.as_ref()?;
-        Some(root(manifest, bound, |name| {
-            let given = spec.components.get(name).and_then(|part| part.members);
-            given.or_else(|| Some(manifest.component(name)?.members.default)).is_some_and(|members| members > 0)
-        }))
-    };
-    let settled = founders.find(|name| is_chained(name)).map(String::as_str).or_else(accepted);
-    let has = |name: &str| components.iter().any(|known| known.component.name == name && known.members > 0);
-    let wanted = root(manifest, bound, has);
-    let Some(settled) = settled.filter(|settled| *settled != wanted) else { return };
-    let (name, instead) = if has(settled) { (wanted, "0") } else { (settled, "at least 1") };
-    let members = components.iter().find(|known| known.component.name == name).map_or(0, |known| known.members);
-    refusals.push(refuse(
-        "MembersRefused",
-        format!(
-            "spec.components.{name}.members: {members} refused: whether a cluster has {name} is settled when it is created. Use {instead}"
-        ),
-    ));
-}
-
 fn check_config(
     database: &Database,
     manifest: &Manifest,
@@ -446,10 +407,7 @@ fn want_durability(
     }
     let explicit = database.spec.durability == Some(DurabilityLevel::Quorum);
     // Members that join do not vote.
-    let founds = |component: &&WantedComponent| {
-        let has = |name: &str| components.iter().any(|known| known.component.name == name && known.members > 0);
-        root(manifest, &component.component.name, has) == component.component.name
-    };
+    let founds = |component: &&WantedComponent| chain::founds(manifest, components, &component.component.name);
     if explicit && let Some(small) = components.iter().filter(founds).find(|component| component.members == 2) {
         refusals.push(refuse(
             "DurabilityRefused",

@@ -16,6 +16,7 @@ pub mod verb;
 pub mod view;
 
 mod check;
+mod lookup;
 
 pub use check::ManifestError;
 

@@ -5,7 +5,7 @@ use backlot_api::labels;
 use backlot_standard::operation::{Act, OperationState};
 use backlot_standard::request::{MemberState, Reason};
 use backlot_standard::result::{DataState, EngineMember, MembershipOutput};
-use backlot_standard::status::EnginePhase;
+use backlot_standard::status::{EnginePhase, MemberStatus};
 use backlot_standard::verb::{RunsOn, Verb};
 use serde_json::json;
 
@@ -62,12 +62,7 @@ fn end_membership(group: &mut Group<'_>, plan: &mut Plan, member: &MemberRecord)
         plan.activities.push(stuck("ShrinkWaits", format!("{name} stays: {why}")));
         return;
     }
-    let is_volume_lost = member.incarnation.is_some() && super::keep::lost_claim(group, member).is_some();
-    // Its engine cannot run any more, and there is nothing that it could move away.
-    let is_empty = group
-        .agent(name)
-        .is_some_and(|status| status.data == Some(DataState::Fresh) && status.engine.phase == EnginePhase::Waiting);
-    let has_nothing = is_volume_lost || is_empty;
+    let has_nothing = has_nothing(group, member);
     let can_leave = group.wanted.has(Verb::Leave) && !has_nothing;
     let verb = if group.wanted.has(Verb::Forget) && !can_leave { Verb::Forget } else { Verb::Leave };
     if !group.wanted.has(verb) || (verb == Verb::Leave && has_nothing) {
@@ -106,6 +101,14 @@ fn end_membership(group: &mut Group<'_>, plan: &mut Plan, member: &MemberRecord)
             format!("{name} stays: no member answers that could carry out its {}", verb.name()),
         )),
     }
+}
+
+/// Whether a member's engine cannot run any more, and there is nothing that it could move away.
+fn has_nothing(group: &Group<'_>, member: &MemberRecord) -> bool {
+    let is_fresh = |status: &MemberStatus| status.data == Some(DataState::Fresh);
+    let is_volume_lost = member.incarnation.is_some() && super::keep::lost_claim(group, member).is_some();
+    let status = group.agent(&member.name);
+    is_volume_lost || status.is_some_and(|status| is_fresh(status) && status.engine.phase == EnginePhase::Waiting)
 }
 
 /// The engine's list as a member that stays sees it; `None` when it was asked now and the pass is planned again, `Absent` when the
