@@ -56,6 +56,16 @@ fn an_image_that_is_nowhere_is_told_with_the_engines_words() {
 }
 
 #[test]
+fn results_that_cannot_be_written_are_told_before_anything_is_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = engine(folder.path(), "touch $0.ran; exit 125");
+    let results = folder.path().join("podman/results");
+    let said = complaint(&conform(&["--engine", &engine, "--results", results.to_str().unwrap()], "/usr/bin:/bin"));
+    assert!(said.contains("podman/results/probe: make room, or choose another folder with --results"), "{said}");
+    assert!(!folder.path().join("podman.ran").exists());
+}
+
+#[test]
 fn the_names_of_checks_are_listed() {
     let output = Command::new(env!("CARGO_BIN_EXE_backlot")).args(["conform", "--list"]).output().unwrap();
     let listed = String::from_utf8(output.stdout).unwrap();

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 /// How a check ended.
@@ -70,6 +70,26 @@ pub struct Results {
     pub outcomes: Vec<Outcome>,
 }
 
+/// Writes a file of a folder, which is made when it is not there.
+fn put(folder: &Path, name: &str, text: &str) -> Result<()> {
+    let (path, new) = (folder.join(name), folder.join(format!("{name}.new")));
+    let write = || {
+        std::fs::create_dir_all(folder)?;
+        std::fs::write(&new, text)?;
+        std::fs::rename(&new, &path)
+    };
+    write().with_context(|| {
+        drop(std::fs::remove_file(&new));
+        format!("cannot write {}: make room, or choose another folder with --results", path.display())
+    })
+}
+
+/// Fails when a folder cannot take results and logs: better before the run than after it.
+pub fn check_folder(folder: &Path) -> Result<()> {
+    put(folder, "probe", &"0".repeat(1 << 20))?;
+    Ok(std::fs::remove_file(folder.join("probe"))?)
+}
+
 impl Results {
     /// Number of outcomes with this verdict.
     pub fn count(&self, verdict: Verdict) -> usize {
@@ -110,12 +130,10 @@ impl Results {
         )
     }
 
-    /// Writes `results.json` and `junit.xml` into a folder.
+    /// Writes `results.json` and `junit.xml` into a folder, each as a whole or not at all.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        std::fs::create_dir_all(folder)?;
-        std::fs::write(folder.join("results.json"), serde_json::to_string_pretty(self)? + "\n")?;
-        std::fs::write(folder.join("junit.xml"), self.junit())?;
-        Ok(())
+        put(folder, "results.json", &(serde_json::to_string_pretty(self)? + "\n"))?;
+        put(folder, "junit.xml", &self.junit())
     }
 
     fn junit(&self) -> String {

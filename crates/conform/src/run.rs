@@ -15,7 +15,7 @@ use crate::engine::Engine;
 use crate::kit::{Claims, Kit, complaint};
 use crate::machine::{self, Machine, Places};
 use crate::processes;
-use crate::report::{Outcome, Results, Verdict, line, say};
+use crate::report::{self, Outcome, Results, Verdict, line, say};
 use crate::world::World;
 
 /// What to test and how.
@@ -62,6 +62,7 @@ pub fn run(options: &Options) -> Result<Results> {
     }
     let started = Instant::now();
     let engine = Engine::find(options.engine.as_deref())?;
+    report::check_folder(&options.results)?;
     say(&format!("{} with {}", options.image, engine.name()));
     let image = Static::of(&engine, &options.image)?;
     let mut results = Results {
