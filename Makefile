@@ -33,7 +33,7 @@ e2e: ## The life of the types whose tests are quick, on a local cluster of its o
 e2e-all: ## Every promise with every type on a local cluster of their own; longer, not part of make test
 	cargo xtask e2e $(if $(TYPE),--type $(TYPE),--all-types)
 
-install: ## Build the images and install the operator and all classes on the cluster for development
+install: ## Build the images and install the operator and the classes whose tests are quick on the cluster for development
 	cargo xtask install
 
 generate: ## Write generated files: CRDs, JSON Schemas, tables

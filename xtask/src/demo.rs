@@ -9,7 +9,7 @@ use backlot_e2e::kubectl::{Kubectl, wait_for};
 use backlot_e2e::profile::{DemoStep, Profile, checkout};
 use serde_json::json;
 
-use crate::install::{self, Arguments};
+use crate::install::{self, Arguments, Types};
 
 /// Namespace of the demo's Databases.
 const NAMESPACE: &str = "demo";
@@ -50,11 +50,11 @@ fn tell(arguments: &Arguments) -> Result<()> {
     story
         .rows
         .push(("build and start a Kubernetes of three nodes".to_owned(), install::started().elapsed()?.as_secs_f64()));
-    story
-        .step("build and load the images, install the operator with its Helm chart", || install::install(arguments))?;
-    let kubectl = Kubectl::new(NAMESPACE);
     let mut profiles = arguments.types.profiles()?;
     profiles.retain(|profile| arguments.types.are_named() || !profile.demo.is_empty());
+    let shown = Arguments { types: Types::of(&profiles), ..arguments.clone() };
+    story.step("build and load the images, install the operator with its Helm chart", || install::install(&shown))?;
+    let kubectl = Kubectl::new(NAMESPACE);
     if kubectl.get("namespace", NAMESPACE)?.is_some() {
         println!("• remove what an earlier demo left");
         kubectl.remove_namespace()?;

@@ -38,6 +38,11 @@ pub struct Types {
 }
 
 impl Types {
+    /// These types.
+    pub fn of(profiles: &[Profile]) -> Self {
+        Self { types: profiles.iter().map(|profile| profile.class.clone()).collect(), all_types: false }
+    }
+
     /// Whether types are chosen by name.
     pub fn are_named(&self) -> bool {
         !self.types.is_empty()

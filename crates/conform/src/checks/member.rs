@@ -225,7 +225,6 @@ pub fn change(kit: &Kit, key: &str, value: Option<&str>) -> Result<()> {
 }
 
 /// How often the engine was started in the member's present container.
-/// How often a member's container has started its engine.
 pub fn engine_starts(kit: &Kit, member: &str) -> Result<usize> {
     Ok(kit.log(member)?.matches("the engine was started").count())
 }
