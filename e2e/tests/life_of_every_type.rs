@@ -47,14 +47,17 @@ fn live(scene: &Scene, profile: &Profile) -> Result<()> {
             let before = starts(&database)?;
             database.edit(&json!({"config": {key: value}}))?;
             database.wait_ready(profile.grown)?;
-            ensure!(starts(&database)? == before, "a container was restarted");
+            ensure!(starts(&database)? == before, "an engine was started again");
             database.verify(1, 100)
         })?;
     }
     if let Some((key, value)) = &profile.restart {
-        step("setting that needs a restart: one member at a time", &|| {
+        step("setting that needs a restart: every engine is started again", &|| {
+            let before = starts(&database)?;
             database.edit(&json!({"config": {key: value}}))?;
             database.wait_ready(profile.grown)?;
+            let is_restarted = starts(&database)?.iter().zip(&before).all(|(now, before)| now > before);
+            ensure!(is_restarted, "not every engine was started again");
             database.verify(1, 100)
         })?;
     }
@@ -80,10 +83,10 @@ fn live(scene: &Scene, profile: &Profile) -> Result<()> {
     })
 }
 
-/// Restart counts and start times of the members' containers.
-fn starts(database: &Database) -> Result<Vec<String>> {
-    let pods = database.kubectl.list("pods", &format!("backlot.dev/database={}", database.name))?;
-    Ok(pods.iter().map(|pod| pod["status"]["containerStatuses"][0]["containerID"].to_string()).collect())
+/// How often each member's agent has started its engine, which it restarts within the container.
+fn starts(database: &Database) -> Result<Vec<usize>> {
+    let log = |member: &String| database.kubectl.run(&["logs", member, "-c", "engine"]);
+    database.members()?.iter().map(|member| Ok(log(member)?.matches("the engine was started").count())).collect()
 }
 
 fn lose_pod(database: &Database) -> Result<()> {
